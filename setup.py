@@ -1,0 +1,30 @@
+"""Everything that setup needs to know stands in settings.ini."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+config = ConfigParser(delimiters=["="])
+config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+cfg = config["DEFAULT"]
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("offline", "lab", "site", "dev")}
+extras["dev"] = sum(extras.values(), [])
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    license="Apache-2.0",
+    keywords=cfg["keywords"],
+    python_requires=f">={cfg['min_python']}",
+    packages=[*find_packages(include=["ft_course", "ft_course.*"]), "ft_course.lessons"],
+    package_dir={"ft_course.lessons": "nbs"},  # the wheel carries the notebooks
+    package_data={"ft_course": ["corpora/*/*"], "ft_course.lessons": ["*.ipynb", "*/*.ipynb", "*/*.md"]},
+    install_requires=cfg["requirements"].split(),
+    extras_require=extras,
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    zip_safe=False,
+)
