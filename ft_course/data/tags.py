@@ -12,21 +12,21 @@ from itertools import chain
 
 import numpy as np
 
-# %% ../../nbs/2_data/20_tags.ipynb #a87e3461
+# %% ../../nbs/2_data/20_tags.ipynb #c41efeac
 SCHEMES = {
-    "IO": {"prefixes": "OI", "letters": ("IIII", "IIII"),
+    "IO": {"prefixes": "I", "letters": ("IIII", "IIII"),
            "start": [("O", "I", "any"), ("I", "I", "other")],
            "inside": [("I", "I", "same")],
            "end": [("I", "O", "any"), ("I", "I", "other")]},
-    "IOB1": {"prefixes": "OIB", "letters": ("IIII", "BBII"),
+    "IOB1": {"prefixes": "BI", "letters": ("IIII", "BBII"),
              "start": [("OB", "I", "any"), ("I", "I", "other"), ("BI", "B", "same")],
              "inside": [("BI", "I", "same")],
              "end": [("BI", "O", "any"), ("BI", "I", "other"), ("I", "B", "any"), ("B", "B", "same")]},
-    "IOB2": {"prefixes": "OIB", "letters": ("BBII", "BBII"),
+    "IOB2": {"prefixes": "BI", "letters": ("BBII", "BBII"),
              "start": [("OBI", "B", "any")],
              "inside": [("BI", "I", "same")],
              "end": [("BI", "OB", "any"), ("BI", "I", "other")]},
-    "BIOES": {"prefixes": "OBIES", "letters": ("SBIE", "SBIE"),
+    "BIOES": {"prefixes": "BIES", "letters": ("SBIE", "SBIE"),
               "start": [("OBIES", "BS", "any")],
               "inside": [("BI", "IE", "same")],
               "end": [("ES", "OBIES", "any")]},
@@ -35,16 +35,16 @@ SCHEMES = {
 # %% ../../nbs/2_data/20_tags.ipynb #f0a4d034
 LENIENT = {"start": [("OBIES", "BIES", "any")], "inside": [("BI", "IE", "same")], "end": [("OBIES", "OBIES", "any")]}
 
-# %% ../../nbs/2_data/20_tags.ipynb #2276c032
+# %% ../../nbs/2_data/20_tags.ipynb #759a16b5
 def read_tag(
     tag: str,              # "O", or a prefix, a hyphen and a type: "B-PER"
-    prefixes: str = "OBIES",  # the prefixes that are allowed
+    prefixes: str = "BIES",  # the prefixes that are allowed
 ) -> tuple[str, str]:      # prefix and type; the type of "O" is ""
     "Split a tag into its prefix and its type; raises ValueError on anything else."
     prefix, _, kind = tag.partition("-")
     if tag == "O" or (kind and len(prefix) == 1 and prefix in prefixes):
         return prefix, kind
-    wanted = ", ".join(f"{p}-TYPE" for p in prefixes if p != "O")
+    wanted = ", ".join(f"{p}-TYPE" for p in prefixes)
     raise ValueError(f"unknown tag {tag!r}: expected O or {wanted}")
 
 # %% ../../nbs/2_data/20_tags.ipynb #0d83338f

@@ -51,13 +51,13 @@ def averages(
              "weighted": support @ each / max(total, 1)}
     return {name: score_row(scores, total) for name, scores in means.items()}
 
-# %% ../../nbs/4_training/41_metrics.ipynb #87aef3ec
+# %% ../../nbs/4_training/41_metrics.ipynb #00a963a9
 def check_labels(
     y_true: list[str],  # the right label of each example
     y_pred: list[str],  # the predicted label of each example
 ) -> None:
     "Refuse what can't be compared label by label: nested lists, two lengths, nothing at all."
-    if any(isinstance(label, (list, tuple, np.ndarray)) for label in chain(y_true, y_pred)):
+    if {list, tuple, np.ndarray} & set(map(type, chain(y_true, y_pred))):
         raise ValueError("expected one label per example, found lists of labels: "
                          "for tag sequences use entity_report or token_report")
     if len(y_true) != len(y_pred):
@@ -65,13 +65,13 @@ def check_labels(
     if len(y_true) == 0:
         raise ValueError("no examples to score")
 
-# %% ../../nbs/4_training/41_metrics.ipynb #6a4f9770
+# %% ../../nbs/4_training/41_metrics.ipynb #c9eb3eb9
 def check_sentences(
     y_true: list[list[str]],  # the right tags of each sentence
     y_pred: list[list[str]],  # the predicted tags of each sentence
 ) -> None:
     "Refuse tag sequences that can't be compared word by word, and name the first sentence at fault."
-    if any(isinstance(sentence, str) for sentence in chain(y_true, y_pred)):
+    if str in set(map(type, chain(y_true, y_pred))):
         raise ValueError("expected one list of tags per sentence, found single tags: "
                          "for one label per example use classification_report")
     if len(y_true) != len(y_pred):
