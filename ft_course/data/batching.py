@@ -23,7 +23,7 @@ def pad(
     longest = max(map(len, rows))
     return torch.from_numpy(np.array([row + [value] * (longest - len(row)) for row in rows], dtype=np.int64))
 
-# %% ../../nbs/2_data/23_batching.ipynb #2a1fc026
+# %% ../../nbs/2_data/23_batching.ipynb #3c559cab
 def collate(
     features: Sequence[dict],  # from `encode_sentences` or `encode_texts`
     pad_token_id: int = 0,  # the tokenizer's own: `tokenizer.pad_token_id`
@@ -31,7 +31,7 @@ def collate(
     "Make one batch: inputs and label lists padded to the longest, single labels stacked, all else left out."
     fill = {"input_ids": pad_token_id, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORE}
     batch = {}
-    for name in fill.keys() & features[0].keys():
+    for name in [name for name in fill if name in features[0]]:
         rows = [feature[name] for feature in features]
         batch[name] = pad(rows, fill[name]) if isinstance(rows[0], list) else torch.tensor(rows)
     return batch
@@ -45,7 +45,7 @@ def padding_share(
     lengths = np.asarray(lengths)
     return 1 - sum(lengths[b].sum() for b in batches) / sum(lengths[b].max() * len(b) for b in batches)
 
-# %% ../../nbs/2_data/23_batching.ipynb #31bf3bb7
+# %% ../../nbs/2_data/23_batching.ipynb #56b2ce65
 def length_buckets(
     lengths: np.ndarray,  # tokens in each feature
     order: np.ndarray,  # the features' indices in the order to deal them
@@ -53,9 +53,11 @@ def length_buckets(
     pool: int,  # at most so many batches are sorted together
 ) -> list[np.ndarray]:  # indices, the longest feature of each batch first
     "Cut the order into pools of nearly equal size, sort each by length, cut it into batches."
+    if not len(order):
+        return []
     batches = -(-len(order) // batch_size)
-    pools = max(1, -(-batches // pool))
-    size = max(1, -(-batches // pools)) * batch_size
+    pools = -(-batches // pool)
+    size = -(-batches // pools) * batch_size
     ranked = [part[np.argsort(-lengths[part], kind="stable")] for part in np.split(order, range(size, len(order), size))]
     return [part[i : i + batch_size] for part in ranked for i in range(0, len(part), batch_size)]
 
