@@ -1,0 +1,46 @@
+# Every target sets up .venv by itself, and again only when its inputs changed.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo lab test lessons site results bench readme clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+.venv/ready: settings.ini setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready  ## fine-tune NER and sentiment on the bundled model and corpora, print the table
+	$(BIN)/python bench/demo.py
+
+lab: .venv/ready  ## open the lessons in JupyterLab
+	$(BIN)/ft-course lab
+
+lessons: .venv/ready  ## run every lesson that changed since its last run
+	$(BIN)/python -m ft_course.teach.lessons
+
+site: lessons  ## build the web site into _site/
+	$(BIN)/python -m ft_course.teach.site
+
+test: site  ## run every lesson, build the site, run the tests
+	$(BIN)/python -m pytest tests -n 2 -q
+
+results: .venv/ready  ## write the numbers that lessons and README quote
+	$(BIN)/python bench/demo.py --write
+	$(BIN)/python bench/runs.py
+
+bench: .venv/ready  ## measure side by side with other libraries
+	$(BIN)/python bench/metrics.py
+	$(BIN)/python bench/batching.py
+	$(BIN)/python bench/trainer.py
+
+readme: .venv/ready  ## write README.md from nbs/index.ipynb
+	$(BIN)/python -m ft_course.teach.site readme
+
+clean:  ## remove what was built, keep .venv
+	rm -rf build dist _site
