@@ -4,20 +4,25 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'cross_entropy', 'scale_gradients', 'NonFiniteLoss', 'check_finite', 'constant', 'linear', 'cosine',
-           'TrainingConfig', 'pick_device', 'processes', 'evaluating', 'moments', 'add_up']
+           'TrainingConfig', 'make_optimizer', 'set_lr', 'pick_device', 'processes', 'evaluating', 'seed_everything',
+           'in_groups', 'above', 'below', 'moments', 'load_moments', 'check_same_run', 'add_up']
 
-# %% ../../nbs/4_training/40_updates.ipynb #16f56460
+# %% ../../nbs/4_training/40_updates.ipynb #4b0ae567
 import math
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.alignment import IGNORE
+from ..model.parameters import freeze_layers, parameter_groups
 
 # %% ../../nbs/4_training/40_updates.ipynb #b1764e24
 def cross_entropy(
@@ -39,15 +44,18 @@ def scale_gradients(
     torch._foreach_mul_(grads, factor * min(1.0, max_norm / (norm + 1e-6)))
     return norm
 
-# %% ../../nbs/4_training/40_updates.ipynb #38c8e794
+# %% ../../nbs/4_training/40_updates.ipynb #63e6e33b
 class NonFiniteLoss(ArithmeticError):
-    "The loss of a batch is nan or infinite."
+    "A loss or a gradient is nan or infinite."
 
 
-def check_finite(loss: Tensor, where: str):
-    "Raise `NonFiniteLoss`, naming the place, before a broken loss reaches the weights."
-    if not torch.isfinite(loss):
-        raise NonFiniteLoss(f"the loss is {loss.item()} in {where}. Look at these examples, or try a lower lr")
+def check_finite(
+    value: float,  # a loss, or the norm of a gradient
+    where: str,  # what it is and which examples it comes from
+) -> None:
+    "Raise `NonFiniteLoss`, naming the place, before a broken number reaches the weights."
+    if not math.isfinite(value):
+        raise NonFiniteLoss(f"{where}: {value}. Look at these examples, or try a lower lr")
 
 # %% ../../nbs/4_training/40_updates.ipynb #8051f001
 def constant(
@@ -104,6 +112,29 @@ class TrainingConfig:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
 
+# %% ../../nbs/4_training/40_updates.ipynb #56891b7c
+def make_optimizer(
+    model: nn.Module,  # its lower layers are frozen here when the configuration says so
+    config: TrainingConfig,
+) -> torch.optim.AdamW:
+    "AdamW on what trains, in groups by decay and depth, each step in one fused pass."
+    freeze_layers(model, config.freeze_layers)
+    groups = parameter_groups(model, config.lr, config.weight_decay, config.layer_decay)
+    return torch.optim.AdamW(groups, fused=True)
+
+# %% ../../nbs/4_training/40_updates.ipynb #84ba0f2b
+def set_lr(
+    optimizer: torch.optim.Optimizer,  # its groups hold `peak_lr`
+    config: TrainingConfig,
+    step: int,  # updates done so far
+    total: int,  # updates in the whole run
+) -> float:  # the highest rate of all groups
+    "Follow the schedule; the warm-up is rounded up to whole updates, as Trainer does."
+    factor = SCHEDULES[config.schedule](step, total, math.ceil(config.warmup_ratio * total))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return max(group["lr"] for group in optimizer.param_groups)
+
 # %% ../../nbs/4_training/40_updates.ipynb #88883f88
 def pick_device() -> torch.device:
     "The accelerator that torch finds, else the CPU."
@@ -129,15 +160,63 @@ def evaluating(model: nn.Module):
     finally:
         model.train(was_training)
 
-# %% ../../nbs/4_training/40_updates.ipynb #a0bff5bd
-def moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    "The optimiser's state, from names such as `optimizer.3.exp_avg`."
+# %% ../../nbs/4_training/40_updates.ipynb #7adffc7b
+def seed_everything(*numbers: int) -> None:
+    "Start torch's random numbers anew from these numbers, whatever was drawn before."
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+# %% ../../nbs/4_training/40_updates.ipynb #a32c7897
+def in_groups(items: Iterable, n: int) -> Iterator[list]:
+    "Lists of `n` items; the last list holds what is left."
+    items = iter(items)
+    while group := list(islice(items, n)):
+        yield group
+
+# %% ../../nbs/4_training/40_updates.ipynb #120aa9b7
+def above(
+    prefix: str,  # such as "model"
+    tensors: dict[str, Tensor],  # names such as "embeddings.weight"
+) -> dict[str, Tensor]:  # names such as "model.embeddings.weight"
+    "The same tensors with a prefix before their names."
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def below(
+    prefix: str,  # such as "model"
+    tensors: dict[str, Tensor],  # names such as "model.embeddings.weight", and others
+) -> dict[str, Tensor]:  # names such as "embeddings.weight"
+    "The tensors under a prefix, without it."
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+# %% ../../nbs/4_training/40_updates.ipynb #1de9b203
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:  # by names such as "3.exp_avg"
+    "What the optimiser remembers of each parameter, by the parameter's number."
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{key}": tensor for i, moment in state.items() for key, tensor in moment.items()}
+
+
+def load_moments(
+    optimizer: torch.optim.Optimizer,  # changed in place
+    tensors: dict[str, Tensor],  # as `moments` gives them
+) -> None:
+    "Let the optimiser remember again."
     state = {}
     for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = tensor
-    return state
+        i, key = name.split(".")
+        state.setdefault(int(i), {})[key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | dict(state=state))
+
+# %% ../../nbs/4_training/40_updates.ipynb #b70c4e92
+def check_same_run(
+    saved: dict,  # with `config` and `total_steps`
+    config: dict,  # of the run that wants to go on
+    total_steps: int,
+) -> None:
+    "Raise `ValueError`, naming what differs, unless the saved state is of the same run."
+    ours, theirs = config | dict(total_steps=total_steps), saved["config"] | dict(total_steps=saved["total_steps"])
+    differ = [f"{k} was {theirs.get(k)!r}, now it is {ours[k]!r}" for k in ours if ours[k] != theirs.get(k)]
+    if differ:
+        raise ValueError(f"the saved state is of another run: {'; '.join(differ)}")
 
 # %% ../../nbs/4_training/40_updates.ipynb #0ec00af9
 def add_up(

@@ -1,0 +1,227 @@
+"""What happens round the loop: stopping in time, writing down, giving way to ^C."""
+import csv
+import json
+import os
+import signal
+import sys
+import warnings
+from functools import partial
+
+import matplotlib
+import pytest
+import torch
+from tqdm import tqdm
+from tiny import tiny_features, tiny_model
+
+matplotlib.use("Agg")
+from ft_course.model.parameters import weights
+from ft_course.training.callbacks import (CSVLogger, EarlyStopping, Interruptible, KeepBest, LiveCurve, ProgressBar, TensorBoard,
+                                          epochs_since_best, smooth)
+from ft_course.training.learner import Callback, CancelFit, Learner
+from ft_course.training.updates import TrainingConfig
+
+torch.set_num_threads(1)
+
+
+class Scripted(Callback):
+    "Replace the validation loss of each epoch by one from a list; keep the weights of each epoch."
+
+    def __init__(self, values, column="valid_loss"):
+        self.values, self.column, self.weights = values, column, []
+
+    def after_epoch(self):
+        row = self.learner.history[-1]
+        row[self.column] = self.values[row["epoch"] - 1]
+        self.weights.append({k: v.clone() for k, v in weights(self.learner.model).items()})
+
+
+def run(callbacks, epochs=6, features=8, seed=0, go=True):
+    config = TrainingConfig(epochs=epochs, batch_size=4, lr=1e-3)
+    learner = Learner(tiny_model(seed=seed), tiny_features(features), tiny_features(4, seed=1), config, callbacks=callbacks)
+    return learner.fit() if go else learner
+
+
+def same(model, kept):
+    return all(torch.equal(w, kept[name]) for name, w in weights(model).items())
+
+
+@pytest.mark.parametrize("values, patience, column, ends, best", [
+    ([3, 2, 1, 2, 3, 0], 2, "valid_loss", 5, 3),
+    ([3, 2, 2, 2, 1, 0], 2, "valid_loss", 4, 2),  # an equal value is no progress
+    ([3, 2, 2, 1, 2, 1], 3, "valid_loss", 6, 4),  # the epochs run out
+    ([.1, .5, .4, .3, .9, 1], 2, "valid_f1", 4, 2),  # higher is better
+    ([.1, .5, .4, .6, .5, .7], 2, "valid_f1", 6, 6),
+])
+def test_early_stopping_restores_the_best(values, patience, column, ends, best):
+    script = Scripted(values, column)
+    learner = run([script, EarlyStopping(patience, column)])
+    assert learner.epoch == len(learner.history) == ends and learner.finished
+    assert same(learner.model, script.weights[best - 1])
+    assert ends == best or not same(learner.model, script.weights[ends - 1])
+
+
+def test_direction_can_be_told():
+    script = Scripted([1, 2, 3, 4, 5, 6], "valid_regret")
+    learner = run([script, EarlyStopping(1, "valid_regret", higher_is_better=False)])
+    assert learner.epoch == 2 and same(learner.model, script.weights[0])
+
+
+def test_a_number_that_is_not_there():
+    with pytest.raises(ValueError, match="no 'valid_f2' in the history, which has epoch, step, train_loss, valid_loss, seconds"):
+        run([EarlyStopping(monitor="valid_f2")])
+    assert epochs_since_best([], "valid_loss", False) == 0
+
+
+class StopAt(Callback):
+    def __init__(self, step):
+        self.at = step
+
+    def after_update(self):
+        if self.learner.step == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", [3, 6, 7, 9])
+def test_early_stopping_survives_a_break(step):
+    "Stopped by ^C and resumed in a new process, the best weights are those of the straight run."
+    values = [3, 1, 2, 1.5, 4, 0]
+    straight = run([Scripted(values), EarlyStopping(3)])
+    assert straight.epoch == 5
+    broken = run([Scripted(values), EarlyStopping(3), StopAt(step)], go=False)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    resumed = run([Scripted(values), EarlyStopping(3)], seed=5, go=False)
+    resumed.load_state_dict(*copy_state(broken))
+    resumed.fit()
+    assert resumed.epoch == 5 and resumed.losses == straight.losses
+    assert same(resumed.model, weights(straight.model))
+
+
+def test_a_stopped_run_stays_stopped():
+    learner = run([Scripted([1, 2, 3, 0, 0, 0]), EarlyStopping(2)])
+    assert learner.epoch == 3 and learner.fit().epoch == 3
+
+
+def test_an_interrupted_run_keeps_its_newest_weights():
+    "Only a run that is over goes back to the best: one that will go on must not."
+    script, keep = Scripted([1, 2, 3, 4, 5, 6]), KeepBest()
+    learner = run([script, keep, StopAt(5)], go=False)
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit()
+    assert not same(learner.model, script.weights[0]) and same(learner.model, weights(learner.model))
+    assert set(keep.kept) == set(weights(learner.model)) and not learner.finished
+
+
+def copy_state(learner):
+    "The state as a file would hold it: tensors copied, the rest through JSON."
+    tensors, scalars = learner.state_dict()
+    return {k: v.clone() for k, v in tensors.items()}, json.loads(json.dumps(scalars))
+
+
+def rows(path):
+    return list(csv.DictReader(path.open(newline="")))
+
+
+def test_csv_of_epochs_and_of_updates(tmp_path):
+    learner = run([CSVLogger(tmp_path / "new" / "epochs.csv"), CSVLogger(tmp_path / "updates.csv", every="update")], epochs=3)
+    table = rows(tmp_path / "new" / "epochs.csv")
+    assert [{k: float(v) for k, v in row.items()} for row in table] == learner.history
+    table = rows(tmp_path / "updates.csv")
+    assert list(table[0]) == ["step", "epoch", "loss", "lr", "grad_norm"] and [float(r["loss"]) for r in table] == learner.losses
+    assert [int(r["step"]) for r in table] == list(range(1, 7)) and float(table[0]["lr"]) == 0.0 < float(table[0]["grad_norm"])
+
+
+def test_csv_of_a_resumed_run_has_each_row_once(tmp_path):
+    path = tmp_path / "updates.csv"
+    broken = run([CSVLogger(path, every="update"), StopAt(3)], go=False)
+    states = {}
+    broken.callbacks.insert(1, type("Save", (Callback,), dict(after_update=lambda self: states.update({broken.step: copy_state(broken)})))())
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    assert len(rows(path)) == 3
+    resumed = run([CSVLogger(path, every="update")], go=False)
+    resumed.load_state_dict(*states[2])
+    resumed.fit()
+    assert [float(r["loss"]) for r in rows(path)] == resumed.losses
+    run([CSVLogger(path, every="update")], epochs=1)
+    assert len(rows(path)) == 2  # a new run starts a new file
+
+
+def test_tensorboard_reads_it_back(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner = run([TensorBoard(tmp_path)], epochs=2)
+    events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [e.step for e in events.Scalars("update/loss")] == [1, 2, 3, 4]
+    assert [e.value for e in events.Scalars("update/loss")] == pytest.approx(learner.losses)
+    assert [e.value for e in events.Scalars("epoch/valid_loss")] == pytest.approx([row["valid_loss"] for row in learner.history])
+    assert {"update/lr", "update/grad_norm", "epoch/train_loss"} <= set(events.Tags()["scalars"])
+
+
+def test_tensorboard_that_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        TensorBoard(tmp_path)
+
+
+def test_progress_bar(monkeypatch, capsys):
+    monkeypatch.setattr("ft_course.training.callbacks.tqdm", partial(tqdm, disable=False))
+    bar = ProgressBar()
+    learner = run([bar], epochs=2)
+    assert bar.bar.n == bar.bar.total == learner.total_steps == 4
+    text = capsys.readouterr().err
+    assert "4/4" in text and "valid_loss" in text and "loss=" in text
+
+
+def test_only_the_main_process_has_the_watchers(monkeypatch, tmp_path):
+    monkeypatch.setattr("ft_course.training.learner.processes", lambda: (1, 1))
+    kinds = [EarlyStopping(), ProgressBar(), CSVLogger(tmp_path / "a.csv"), TensorBoard(tmp_path), LiveCurve(), Interruptible()]
+    assert [type(c).__name__ for c in run(kinds, go=False).callbacks] == ["EarlyStopping", "Interruptible"]
+
+
+def test_live_curve(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, figure):
+            shown.append(figure)
+
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append(figure) or Handle())
+    learner = run([LiveCurve(seconds=0)], epochs=2)
+    assert len(shown) == learner.total_steps + 1
+    lines = {line.get_label(): line for line in shown[-1].axes[0].get_lines()}
+    assert lines["an update"].get_ydata().tolist() == learner.losses
+    assert lines["validation"].get_xdata().tolist() == [2, 4]
+
+
+def test_smooth():
+    values = [float(x) for x in torch.rand(50)]
+    for i, mean in enumerate(smooth(values, 7)):
+        window = values[max(0, i - 6) : i + 1]
+        assert mean == pytest.approx(sum(window) / len(window))
+
+
+@pytest.mark.parametrize("event", ["after_loss", "after_backward", "after_update"])
+def test_interrupt_waits_for_the_end_of_the_update(event):
+    "^C in the middle of an update: the update is finished, the run resumes to the same bits, the old handler is back."
+    handler = signal.getsignal(signal.SIGINT)
+
+    def press(self):
+        if self.learner.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    learner = run([type("Press", (Callback,), {event: press})(), Interruptible()], go=False)
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit()
+    assert learner.step == (2 if event == "after_update" else 3) and not learner.finished
+    assert signal.getsignal(signal.SIGINT) is handler
+    learner.callbacks = []
+    assert learner.fit().losses == run([]).losses
+
+
+def test_callbacks_end_well_when_another_cancels_first(tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+    cancel = type("Cancel", (Callback,), dict(before_fit=lambda self: (_ for _ in ()).throw(CancelFit)))()
+    learner = run([cancel, ProgressBar(), TensorBoard(tmp_path), CSVLogger(tmp_path / "a.csv"), Interruptible(), EarlyStopping()])
+    assert learner.step == 0 and signal.getsignal(signal.SIGINT) is handler
