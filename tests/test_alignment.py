@@ -121,6 +121,12 @@ def test_chinese_by_character(characters, minilm):
     assert characters.unk_token_id not in feature["input_ids"][1:-1]
 
 
+def test_every_range_of_chinese_characters_is_split():
+    for character in "\u3400\u4e00\u9fff\uf900\U00020000\U0002a700\U0002b740\U0002b820\U0002f800":
+        assert [word for word, _, _ in split_words(f"a{character}{character}b")] == ["a", character, character, "b"]
+    assert len(split_words("カタカナ한국어")) == 1  # kana and hangul are no Chinese characters
+
+
 def test_chinese_words_of_several_characters(characters):
     feature = encode_words(characters, ["我", "在", "北京", "大学"], [0, 0, 1, 2], strategy="all", inside={1: 2})
     assert feature["labels"] == [IGNORE, 0, 0, 1, 2, 2, 2, IGNORE]
