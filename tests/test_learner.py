@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_features, tiny_model
 from torch.nn import functional as F
-from transformers import get_scheduler
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from ft_course.data.batching import LengthBucketSampler, collate
 from ft_course.training.learner import EVENTS, Callback, CancelFit, Learner
@@ -274,3 +274,33 @@ def test_configurations_that_cannot_work(wrong):
 def test_counts_add_up_without_rounding():
     assert add_up([(2.0**25, 1), (1.0, 2)], torch.device("cpu")) == (2.0**25 + 1, 3)
     assert cross_entropy(torch.zeros(2, 3), torch.tensor([-100, -100]))[1] == 0
+
+
+class CatchGradient(TrainerCallback):
+    "Keep what Trainer hands to its optimiser."
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.seen = torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def trainers_gradient(task: str, folder, accepts_loss_kwargs=None) -> torch.Tensor:
+    "Gradient of Trainer's first update: 32 examples as four batches of 8."
+    model, catch = tiny_model(task), CatchGradient()
+    if accepts_loss_kwargs is not None:
+        model.accepts_loss_kwargs = accepts_loss_kwargs
+    args = TrainingArguments(str(folder), per_device_train_batch_size=8, gradient_accumulation_steps=4, max_steps=1, max_grad_norm=0,
+                             use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no")
+    Trainer(model, args, train_dataset=tiny_features(32, task), data_collator=collate, callbacks=[catch]).train()
+    return catch.seen
+
+
+@pytest.mark.parametrize("task", ["ner", "classify"])
+def test_what_trainer_does_instead(task, tmp_path):
+    "Four times too long (transformers#47688); told not to, a mean of means. If this fails, Trainer was mended: tell the lesson."
+    truth = gradient(task, 32, 1, 32)
+    theirs = trainers_gradient(task, tmp_path)
+    assert 3.9 < theirs.norm() / truth.norm() < 4.3
+    told = trainers_gradient(task, tmp_path, accepts_loss_kwargs=False)
+    error = ((told - truth).norm() / truth.norm()).item()
+    assert error < 1e-5 if task == "classify" else 0.01 < error < 0.5
+    assert (gradient(task, 8, 4, 32) - truth).norm() / truth.norm() < 1e-5

@@ -61,7 +61,7 @@ class KeepBest(Callback):
     def load_state_dict(self, tensors: dict[str, Tensor], scalars: dict) -> None:
         self.kept = tensors
 
-# %% ../../nbs/4_training/43_callbacks.ipynb #17ad180f
+# %% ../../nbs/4_training/43_callbacks.ipynb #0213e63a
 class EarlyStopping(KeepBest):
     "End the training when a number has not been better for some epochs, and go back to the best weights."
 
@@ -74,14 +74,10 @@ class EarlyStopping(KeepBest):
         super().__init__(monitor, higher_is_better)
         self.patience = patience
 
-    def before_fit(self) -> None:
-        "Also when a run is resumed that had stopped."
+    def before_epoch(self) -> None:
+        "No further epoch; also when a run that had stopped is resumed."
         if epochs_since_best(self.learner.history, self.monitor, self.higher) >= self.patience:
             raise CancelFit
-
-    def after_epoch(self) -> None:
-        super().after_epoch()
-        self.before_fit()
 
 # %% ../../nbs/4_training/43_callbacks.ipynb #16bf6a7c
 class ProgressBar(Callback):
