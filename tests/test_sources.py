@@ -85,6 +85,20 @@ def test_texts_in_every_format_come_out_alike(tmp_path, ending, text, packed):
     assert class_names(data) == ["bad", "good"]
 
 
+@pytest.mark.parametrize("reader, text, rows", [
+    (sources.read_valence, "1\t2.7\tSo lucky.\r\n2\t-0.0\tAt nine.\r\n3\t-.5\tLate.\r\n",
+     [{"text": "So lucky.", "label": "positive"}, "valence 0", {"text": "Late.", "label": "negative"}]),
+    (sources.read_pros_cons, "<Pros>Small &amp;amp;  light</Pros>\n\n  <Cons>Dear &amp;#13;&amp;#10; </Cons>\n",
+     [{"text": "Small & light", "label": "positive"}, {"text": "Dear", "label": "negative"}]),
+    (sources.read_sentfin, "Title,Decisions\nUp,\"{'A': 'positive', 'Moody's': 'positive'}\"\nSo,\"{'A': 'negative', 'B': 'neutral'}\"\n",
+     [{"text": "Up", "label": "positive"}, "entities of mixed sentiment"]),
+    (sources.read_snips, json.dumps({"Play": [{"data": [{"text": "play "}, {"text": "Bella Ciao", "entity": "track"}]}]}),
+     [{"text": "play Bella Ciao", "label": "Play", "tokens": ["play", "Bella", "Ciao"], "ner_tags": ["O", "B-track", "I-track"]}]),
+])
+def test_formats_of_one_data_set(tmp_path, reader, text, rows):
+    assert [row for _, row in reader(write(tmp_path / "data.txt", text))] == rows
+
+
 def test_words_in_json_lines_and_the_task_that_is_asked_for(tmp_path):
     row = {"tokens": ["Ada", "ran"], "tags": ["B-PER", "O"], "text": "Ada ran", "label": "sport"}
     folder_of(tmp_path, ".jsonl", **dict.fromkeys(("train", "dev", "test"), json.dumps(row)))

@@ -164,12 +164,12 @@ PUBLIC = {
     "asap": Source("sentiment_zh/zh_sent_asap_sample", "classify", read_csv),
 }
 
-# %% ../../nbs/2_data/21_sources.ipynb #47a465a5
+# %% ../../nbs/2_data/21_sources.ipynb #07649b78
 def sniff(path: Path) -> Callable[[Path], Rows]:
     "Choose a reader by the first lines of a file."
     lines = [line for _, line in numbered(path)[:50] if not line.startswith("# ")]
     tagged = sum(any(map(TAG.fullmatch, line.split()[1:])) for line in lines)
-    return read_jsonl if lines[0].startswith("{") else read_conll if 2 * tagged > len(lines) else read_csv
+    return read_jsonl if lines and lines[0].startswith("{") else read_conll if 2 * tagged > len(lines) else read_csv
 
 # %% ../../nbs/2_data/21_sources.ipynb #d8acdde5
 def find_files(
