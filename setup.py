@@ -20,9 +20,10 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
-    packages=[*find_packages(include=["ft_course", "ft_course.*"]), "ft_course.lessons"],
-    package_dir={"ft_course.lessons": "nbs"},  # the wheel carries the notebooks
-    package_data={"ft_course": ["corpora/*/*"], "ft_course.lessons": ["*.ipynb", "*/*.ipynb", "*/*.md"]},
+    packages=[*find_packages(include=["ft_course", "ft_course.*"]), "ft_course.lessons", "ft_course.results"],
+    package_dir={"ft_course.lessons": "nbs", "ft_course.results": "results"},  # the wheel carries notebooks and numbers
+    package_data={"ft_course": ["corpora/*/*"], "ft_course.lessons": ["*.ipynb", "*/*.ipynb"],
+                  "ft_course.results": ["*.json", "*.svg"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -10,8 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from ft_course.data import sources
-from ft_course.data.sources import PUBLIC, BadData, cut, load, text_key
+from ft_course.data import formats
+from ft_course.data.formats import BadData
+from ft_course.data.sources import PUBLIC, cut, load, text_key
 
 CONLL = "Ada B-PER\nmet O\nJosé B-PER\nFoe I-PER\n\nRain O\nin O\nTurin B-LOC\n"
 load_once = lru_cache(load)
@@ -86,13 +87,13 @@ def test_texts_in_every_format_come_out_alike(tmp_path, ending, text, packed):
 
 
 @pytest.mark.parametrize("reader, text, rows", [
-    (sources.read_valence, "1\t2.7\tSo lucky.\r\n2\t-0.0\tAt nine.\r\n3\t-.5\tLate.\r\n",
+    (formats.read_valence, "1\t2.7\tSo lucky.\r\n2\t-0.0\tAt nine.\r\n3\t-.5\tLate.\r\n",
      [{"text": "So lucky.", "label": "positive"}, "valence 0", {"text": "Late.", "label": "negative"}]),
-    (sources.read_pros_cons, "<Pros>Small &amp;amp;  light</Pros>\n\n  <Cons>Dear &amp;#13;&amp;#10; </Cons>\n",
+    (formats.read_pros_cons, "<Pros>Small &amp;amp;  light</Pros>\n\n  <Cons>Dear &amp;#13;&amp;#10; </Cons>\n",
      [{"text": "Small & light", "label": "positive"}, {"text": "Dear", "label": "negative"}]),
-    (sources.read_sentfin, "Title,Decisions\nUp,\"{'A': 'positive', 'Moody's': 'positive'}\"\nSo,\"{'A': 'negative', 'B': 'neutral'}\"\n",
+    (formats.read_sentfin, "Title,Decisions\nUp,\"{'A': 'positive', 'Moody's': 'positive'}\"\nSo,\"{'A': 'negative', 'B': 'neutral'}\"\n",
      [{"text": "Up", "label": "positive"}, "entities of mixed sentiment"]),
-    (sources.read_snips, json.dumps({"Play": [{"data": [{"text": "play "}, {"text": "Bella Ciao", "entity": "track"}]}]}),
+    (formats.read_snips, json.dumps({"Play": [{"data": [{"text": "play "}, {"text": "Bella Ciao", "entity": "track"}]}]}),
      [{"text": "play Bella Ciao", "label": "Play", "tokens": ["play", "Bella", "Ciao"], "ner_tags": ["O", "B-track", "I-track"]}]),
 ])
 def test_formats_of_one_data_set(tmp_path, reader, text, rows):
@@ -180,7 +181,7 @@ def test_known_leaks_are_counted_and_said(public_data):
 
 def test_headlines_with_an_apostrophe_are_read(public_data):
     texts = [text for part in load_once("sentfin").values() for text in part["text"][:]]
-    rows = list(sources.read_csv(public_data / PUBLIC["sentfin"].folder / "SEntFiN.csv"))
+    rows = list(formats.read_csv(public_data / PUBLIC["sentfin"].folder / "SEntFiN.csv"))
     tricky = [row for _, row in rows if "'s" in row["Decisions"] and len(set(re.findall(r"': '(\w+)'", row["Decisions"]))) == 1]
     assert tricky and all(row["Title"] in texts for row in tricky)
 
