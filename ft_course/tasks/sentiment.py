@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['log', 'softmax', 'TextClassification']
 
-# %% ../../nbs/5_tasks/51_sentiment.ipynb #d9054375
+# %% ../../nbs/5_tasks/51_sentiment.ipynb #ddfe73f3
 import logging
 
 import datasets
 import numpy as np
 
 from ..data.alignment import encode_texts
-from .task import Task, label_names
+from .task import Task, check_texts, label_names
 from ..training.metrics import classification_report
 
 # %% ../../nbs/5_tasks/51_sentiment.ipynb #66852932
@@ -26,7 +26,7 @@ def softmax(
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
 
-# %% ../../nbs/5_tasks/51_sentiment.ipynb #228ed167
+# %% ../../nbs/5_tasks/51_sentiment.ipynb #1115ecb7
 class TextClassification(Task):
     "One class for each text."
 
@@ -56,6 +56,7 @@ class TextClassification(Task):
         texts: list[str],  # of any length; the model reads the first `max_length` tokens
     ) -> list[dict]:  # {"text", "label", "score"}, in the order of the texts
         "Name the class of each text; the score is its softmax probability."
+        texts = check_texts(texts)
         answers = [None] * len(texts)
         for i, logits in self.runner().predict(self.tokenize(texts)):
             best = int(logits.argmax())
