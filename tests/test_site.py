@@ -1,0 +1,196 @@
+"""The built site: complete, local, readable. `make test` builds it first."""
+import json
+import re
+import shutil
+import subprocess
+from functools import lru_cache, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+
+from ft_course.teach.lessons import lessons
+
+SITE = Path(__file__).parent.parent / "_site"
+PAGES = [page.relative_to(SITE).as_posix() for page in sorted(SITE.rglob("*.html")) if "_static" not in page.parts]
+LESSONS = lessons()
+MODULES = [lesson.module for lesson in lessons() if lesson.module]
+ABSOLUTE = re.compile(r"(?<![\w.:/~<])/(home|root|tmp|work|Users|usr|var|opt)/\w")
+
+pytestmark = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="no _site: run make site")
+each_page = pytest.mark.parametrize("page", PAGES)
+
+
+@lru_cache
+def soup(page: str) -> BeautifulSoup:
+    "A page, parsed."
+    return BeautifulSoup((SITE / page).read_text(encoding="utf-8"), "html.parser")
+
+
+@lru_cache
+def anchors(page: str) -> set[str]:
+    "Everything on a page that a link can point to."
+    return {tag["id"] for tag in soup(page).find_all(id=True)}
+
+
+def target(page: str, link: str) -> str:
+    "The file of the site that a link on a page leads to."
+    path = unquote(urlsplit(link).path)
+    return (SITE / page).parent.joinpath(path).resolve().relative_to(SITE.resolve()).as_posix() if path else page
+
+
+@each_page
+def test_scripts_styles_and_pictures_are_local(page):
+    tags = [*soup(page).find_all(["script", "img", "iframe", "source"], src=True), *soup(page).find_all("link", href=True)]
+    links = [tag.get("src") or tag["href"] for tag in tags]
+    assert not [link for link in links if urlsplit(link).scheme not in ("", "data") or link.startswith("//")]
+    assert not [link for link in links if link[:5] != "data:" and not (SITE / target(page, link)).exists()]
+
+
+def test_styles_ask_for_nothing_from_elsewhere():
+    for style in SITE.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style.name
+
+
+@each_page
+def test_links_resolve(page):
+    for link in {tag["href"] for tag in soup(page).find_all("a", href=True)}:
+        if urlsplit(link).scheme:
+            continue
+        there, anchor = target(page, link), unquote(urlsplit(link).fragment)
+        assert (SITE / there).is_file(), link
+        assert not anchor or anchor in anchors(there), link
+
+
+@each_page
+def test_pictures_have_alt_text(page):
+    pictures = soup(page).find_all("img")
+    assert not [tag["src"] for tag in pictures if len(tag.get("alt", "")) < 20 or tag["alt"].startswith("../")]
+
+
+@each_page
+def test_headings_are_in_order(page):
+    levels = [int(tag.name[1]) for tag in (soup(page).find("article") or soup(page).find("main")).find_all(re.compile("^h[1-6]$"))]
+    assert levels.count(1) == 1 and levels[0] == 1
+    assert all(below <= above + 1 for above, below in zip(levels, levels[1:]))
+
+
+@each_page
+def test_outputs_are_quiet(page):
+    for output in soup(page).select(".cell_output"):
+        text = output.get_text()
+        assert not re.search(r"Traceback \(most recent|\w+Warning: |^WARNING", text, re.M), text[:500]
+        assert not ABSOLUTE.search(text), text[:500]
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
+def test_lesson_has_a_page_with_its_measured_cost(lesson):
+    page = soup(f"{lesson.name}.html")
+    assert page.find("h1").get_text().startswith(lesson.title)
+    assert re.search(r"Runs in \d+ (seconds|minutes) with \d+\.\d GB", page.select_one(".facts").get_text())
+    assert len(page.select(".facts a.download")) == 2
+    assert bool(page.find(id="what-you-built")) == bool(lesson.module)
+    assert not re.search(r"^#\|", page.find("article").get_text(), re.M), "a directive shows"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_has_a_reference_page(module):
+    page = soup(f"api/{module}.html")
+    assert page.select("dt.sig"), "nothing documented"
+    assert all(tag["id"].startswith(f"ft_course.{module}.") for tag in page.select("dt.sig"))
+
+
+def test_mathematics_and_search_are_there():
+    assert any(soup(page).select(".math") for page in PAGES)
+    assert (SITE / "_static/mathjax/tex-svg-full.js").exists()
+    index = (SITE / "searchindex.js").read_text(encoding="utf-8")
+    assert all(f'"{lesson.name}"' in index for lesson in LESSONS)
+
+
+# ---- in a browser
+
+CHECK = """<body><script>
+async function look(url) {
+  const frame = document.createElement("iframe");
+  frame.style = "width: 360px; height: 800px; border: 0";
+  frame.src = url;
+  const loaded = new Promise(done => frame.onload = done);
+  document.body.append(frame);
+  await loaded;
+  const page = frame.contentDocument, count = what => page.querySelectorAll(what).length;
+  await frame.contentWindow.MathJax?.startup?.promise;
+  const found = { url, formulas: count(".math"), drawn: count("mjx-container"), refused: count("[data-mjx-error], mjx-merror"),
+                  wide: page.documentElement.scrollWidth, broken: [...page.images].filter(i => !i.naturalWidth).map(i => i.src) };
+  frame.remove();
+  return found;
+}
+(async () => {
+  const found = [];
+  for (const url of PAGES) found.push(await look(url));
+  document.body.textContent = JSON.stringify(found);
+})();
+</script></body>"""
+
+
+class Handler(SimpleHTTPRequestHandler):
+    "The site, and a page that opens all others on a narrow screen."
+
+    def do_GET(self):
+        if self.path != "/check.html":
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(CHECK.replace("PAGES", json.dumps(PAGES)).encode())
+
+    def log_message(self, *args):
+        "Say nothing."
+
+
+@pytest.fixture(scope="module")
+def browse(tmp_path_factory):
+    "A function: address on this machine -> the page's elements and what its console said."
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
+        pytest.skip("no chromium on this machine")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=SITE))
+    Thread(target=server.serve_forever, daemon=True).start()
+    flags = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+             "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=60000 --dump-dom").split()
+
+    def open_page(address: str) -> tuple[BeautifulSoup, list[str]]:
+        url = address if "://" in address else f"http://127.0.0.1:{server.server_port}/{address}"
+        profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
+        elsewhere = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        run = subprocess.run([chromium, *flags, profile, elsewhere, url], capture_output=True, text=True, timeout=300)
+        said = [line for line in run.stderr.splitlines() if "CONSOLE" in line and "[PST]" not in line]
+        return BeautifulSoup(run.stdout, "html.parser"), said
+
+    yield open_page
+    server.shutdown()
+
+
+def test_every_page_in_a_browser(browse):
+    page, said = browse("check.html")
+    found = json.loads(page.body.get_text())
+    assert not said
+    assert [row["url"] for row in found] == PAGES
+    assert not [row for row in found if row["drawn"] != row["formulas"] or row["refused"]], "a formula is not drawn"
+    assert not [row for row in found if row["broken"]], "a picture is missing"
+    assert not [row for row in found if row["wide"] > 360], "a page is wider than a phone"
+    assert sum(row["drawn"] for row in found) > 0
+
+
+def test_search_finds_a_lesson(browse):
+    page, said = browse("search.html?q=spans")
+    assert not said
+    assert page.select("#search-results li a")
+
+
+def test_pages_work_from_a_disk(browse):
+    page, said = browse((SITE / f"{LESSONS[0].name}.html").resolve().as_uri())
+    assert not said
+    assert page.find("h1") and len(page.select("mjx-container")) == len(page.select(".math"))
