@@ -24,7 +24,7 @@ lab: .venv/ready  ## open the lessons in JupyterLab
 lessons: .venv/ready  ## run every lesson that changed since its last run
 	$(BIN)/python -m ft_course.teach.lessons
 
-site: lessons  ## build the web site into _site/
+site: .venv/ready  ## build the web site into _site/
 	$(BIN)/python -m ft_course.teach.site
 
 test: site  ## run every lesson, build the site, run the tests

@@ -14,12 +14,12 @@ RECIPES = {
     "wnut17": dict(task="ner", epochs=3, lr=5e-4),
     "wikigold": dict(task="ner", epochs=4, lr=5e-4),
     "sec-filings": dict(task="ner", epochs=4, lr=5e-4),
-    "ncbi-disease": dict(task="ner", epochs=2, lr=5e-4),
-    "uner-zh": dict(task="ner", epochs=2, lr=5e-4),
+    "ncbi-disease": dict(task="ner", epochs=2, lr=5e-4, train=3000),
+    "uner-zh": dict(task="ner", epochs=2, lr=5e-4, train=2000),
     "vader-amazon": dict(task="classify", epochs=3, lr=2e-4),
     "pros-cons": dict(task="classify", epochs=2, lr=2e-4, train=6000),
-    "sentfin": dict(task="classify", epochs=3, lr=2e-4),
-    "banking77": dict(task="classify", epochs=4, lr=5e-4, batch_size=32),
+    "sentfin": dict(task="classify", epochs=2, lr=2e-4),
+    "banking77": dict(task="classify", epochs=3, lr=5e-4, batch_size=32),
 }
 
 

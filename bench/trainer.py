@@ -15,7 +15,7 @@ from statistics import mean, median
 from common import read, versions, write
 
 TASKS = {
-    "wnut17": dict(task="ner", epochs=3, lr=5e-4, train=None, test=None),
+    "wnut17": dict(task="ner", epochs=2, lr=5e-4, train=None, test=None),
     "pros-cons": dict(task="classify", epochs=2, lr=2e-4, train=4000, test=4000),
 }
 SEEDS, BATCH, ROUNDS, SENTENCES = (0, 1, 2), 16, 3, 960
