@@ -27,3 +27,29 @@ def write(name: str, result: dict):
 def versions() -> dict[str, str]:
     "Of the libraries that a number depends on."
     return {name: version(name) for name in ("torch", "transformers", "ft_course")}
+
+
+def text_baselines(data) -> dict[str, dict]:
+    "Constant answer and bag of words, scored on the test split."
+    from ft_course.training.baselines import bag_of_words, most_frequent
+    from ft_course.training.metrics import classification_report
+
+    name = data["train"].features["label"].int2str
+    labels = {split: name(list(data[split]["label"])) for split in ("train", "test")}
+    bag = bag_of_words(list(data["train"]["text"]), labels["train"])
+    answers = {"most frequent label": [most_frequent(labels["train"])] * len(labels["test"]),
+               "bag of words": list(bag.predict(list(data["test"]["text"])))}
+    return {method: classification_report(labels["test"], y) for method, y in answers.items()}
+
+
+def ner_baselines(data) -> dict[str, dict]:
+    "All outside, and each word's most frequent tag, scored on the test split."
+    from ft_course.training.baselines import tag_table
+    from ft_course.training.metrics import entity_report
+
+    names = data["train"].features["ner_tags"].feature.names
+    tags = {split: [[names[i] for i in ids] for ids in data[split]["ner_tags"]] for split in ("train", "test")}
+    table = tag_table(list(data["train"]["tokens"]), tags["train"])
+    answers = {"most frequent label": [["O"] * len(row) for row in tags["test"]],
+               "dictionary": [[table.get(word, "O") for word in words] for words in data["test"]["tokens"]]}
+    return {method: entity_report(tags["test"], y) for method, y in answers.items()}

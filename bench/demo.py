@@ -7,15 +7,13 @@ import hashlib
 import sys
 import time
 
-from common import RESULTS, ROOT, versions, write
+from common import RESULTS, ROOT, ner_baselines, text_baselines, versions, write
 from rich.console import Console
 from rich.table import Table
 
 from ft_course.tasks.ner import NER
 from ft_course.tasks.sentiment import TextClassification
-from ft_course.training.baselines import bag_of_words, most_frequent, tag_table
 from ft_course.training.callbacks import ProgressBar
-from ft_course.training.metrics import classification_report, entity_report
 
 
 def corpus_hash(name: str) -> str:
@@ -29,26 +27,6 @@ def train(task) -> float:
     start = time.perf_counter()
     task.learner(callbacks=[ProgressBar()]).fit()
     return time.perf_counter() - start
-
-
-def sentiment_baselines(data) -> dict[str, dict]:
-    "Constant answer and bag of words, scored on the test split."
-    name = data["train"].features["label"].int2str
-    labels = {split: name(list(data[split]["label"])) for split in ("train", "test")}
-    bag = bag_of_words(list(data["train"]["text"]), labels["train"])
-    answers = {"most frequent label": [most_frequent(labels["train"])] * len(labels["test"]),
-               "bag of words": list(bag.predict(list(data["test"]["text"])))}
-    return {method: classification_report(labels["test"], y) for method, y in answers.items()}
-
-
-def ner_baselines(data) -> dict[str, dict]:
-    "All outside, and each word's most frequent tag, scored on the test split."
-    names = data["train"].features["ner_tags"].feature.names
-    tags = {split: [[names[i] for i in ids] for ids in data[split]["ner_tags"]] for split in ("train", "test")}
-    table = tag_table(list(data["train"]["tokens"]), tags["train"])
-    answers = {"most frequent label": [["O"] * len(row) for row in tags["test"]],
-               "dictionary": [[table.get(word, "O") for word in words] for words in data["test"]["tokens"]]}
-    return {method: entity_report(tags["test"], y) for method, y in answers.items()}
 
 
 def run(corpus: str, kind: type, score: str, baselines) -> dict:
@@ -96,7 +74,7 @@ def draw(results: dict):
 
 def main():
     results = {"newswire": run("newswire", NER, "entity_f1", ner_baselines),
-               "reviews": run("reviews", TextClassification, "accuracy", sentiment_baselines)}
+               "reviews": run("reviews", TextClassification, "accuracy", text_baselines)}
     show(results)
     if "--write" in sys.argv:
         write("demo", results | dict(versions=versions()))
