@@ -133,17 +133,23 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, tiny, monkeypatch):
     assert ft_course(*command, "--resume").exit_code == 0
 
 
-def test_a_full_disk_at_the_last_save_leaves_the_old_model(run, finished, monkeypatch):
-    from ft_course.model.checkpoints import resolve
+def test_a_full_disk_at_the_last_save_loses_nothing(tmp_path, tiny, monkeypatch):
     from ft_course.tasks.task import Task
-    limits, before, task = resource.getrlimit(resource.RLIMIT_FSIZE), (run / "model.safetensors").read_bytes(), Task.load(run)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    limits, real = resource.getrlimit(resource.RLIMIT_FSIZE), Task.save
+
+    def save_on_full_disk(task, run):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+        real(task, run)
+
+    monkeypatch.setattr(Task, "save", save_on_full_disk)
+    command = train("classify", write_reviews(tmp_path / "reviews.jsonl"), tiny, tmp_path / "run", "--epochs", 1)
     try:
-        with pytest.raises(Exception, match="File too large"):
-            task.save(run)
+        said = refused(*command)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert resolve(run) == run and (run / "model.safetensors").read_bytes() == before
+    assert "File too large" in said and "last good state: " in said and not (tmp_path / "run" / "config.json").exists()
+    monkeypatch.undo()
+    assert ft_course(*command, "--resume").exit_code == 0 and (tmp_path / "run" / "config.json").exists()
 
 
 # ---------------------------------------------------------------- runs
