@@ -54,6 +54,7 @@ DATA = {
     "no text column": ("classify", "columns.csv", b"body,label\ngood,p\n", r"columns\.csv, line \d: no `text`.* body, label"),
     "broken JSON": ("classify", "broken.jsonl", b'{"text": "good", "label": "p"}\n{"text": "go', r"broken\.jsonl, line 2"),
     "no labels": ("classify", "plain.jsonl", b'{"text": "good"}\n', r"plain\.jsonl, line 1: no `label`"),
+    "too few rows": ("classify", "few.csv", b"text,label\ngood,p\nbad,n\n", "no rows for validation and test: the data are too few"),
     "wrong task": ("ner", "reviews.jsonl", b'{"text": "good", "label": "p"}\n', r"reviews\.jsonl, line 1: task 'ner' needs tokens"),
 }
 
@@ -177,6 +178,14 @@ def test_labels_that_do_not_fit(finished, tmp_path):
     assert "needs tokens" in refused("evaluate", finished["ner"][0], "--data", stars)
 
 
+def test_a_file_too_small_to_be_split(finished, tmp_path):
+    few = tmp_path / "few.csv"
+    few.write_text("text,label\ngood,positive\nbad,negative\n")
+    run = finished["classify"][0]
+    assert "no rows for test" in refused("evaluate", run, "--data", few)
+    assert ft_course("evaluate", run, "--data", few, "--split", "train").exit_code == 0
+
+
 def test_a_truncated_file_is_refused_by_name(run, finished):
     weights = run / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -224,6 +233,7 @@ def test_weights_with_a_wrong_checksum(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- texts
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("task", ["classify", "ner"])
 def test_a_text_of_100000_characters(task, finished):
     text = ("Ada Okafor flew to Lagos. " * 4000)[:100_000]

@@ -123,14 +123,13 @@ def lab(
     signal.signal(signal.SIGINT, lambda *_: None)
     raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyterlab", *(options or ())], cwd=folder))
 
-# %% ../../nbs/9_teach/94_cli.ipynb #269406f7
+# %% ../../nbs/9_teach/94_cli.ipynb #f2e0df2e
 def headline(
     report: dict,  # from `entity_report` or `classification_report`
 ) -> str:
     "The one number of a report, with its 95 % interval."
     name = "entity_f1" if "entity_f1" in report else "accuracy"
-    low, high = report["interval"]
-    return f"{name.replace('_f1', ' F1')} {report[name]:.3f} ({low:.3f} to {high:.3f})"
+    return "{} {:.3f} ({:.3f} to {:.3f})".format(name.replace("_f1", " F1"), report[name], *report["interval"])
 
 
 def show_report(
@@ -183,7 +182,7 @@ def train(
     from ft_course.teach.runs import train
     tell(train(out, options, resume), as_json, show_run)
 
-# %% ../../nbs/9_teach/94_cli.ipynb #791a64fd
+# %% ../../nbs/9_teach/94_cli.ipynb #343f6966
 @app.command()
 def evaluate(
     run: Run,
@@ -192,8 +191,8 @@ def evaluate(
     as_json: AsJson = False,
 ):
     "Score a model: entities or classes, with 95 % intervals."
-    from ft_course.tasks.task import Task
-    tell(Task.load(run, data).evaluate(split), as_json, lambda report: show_report(report, split))
+    from ft_course.teach.runs import evaluate
+    tell(evaluate(run, data, split), as_json, lambda report: show_report(report, split))
 
 # %% ../../nbs/9_teach/94_cli.ipynb #69288c40
 def read_lines(
