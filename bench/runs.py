@@ -12,7 +12,7 @@ from common import ner_baselines, read, text_baselines, versions, write
 RECIPES = {
     "wnut17": dict(task="ner", epochs=3, lr=5e-4),
     "wikigold": dict(task="ner", epochs=4, lr=5e-4),
-    "sec-filings": dict(task="ner", epochs=4, lr=5e-4),
+    "sec-filings": dict(task="ner", epochs=4, lr=5e-4, max_length=512),
     "ncbi-disease": dict(task="ner", epochs=2, lr=5e-4, train=3000),
     "uner-zh": dict(task="ner", epochs=2, lr=5e-4, train=2000),
     "vader-amazon": dict(task="classify", epochs=3, lr=2e-4),
@@ -37,8 +37,8 @@ def run(name: str, recipe: dict) -> dict:
     from ft_course.training.callbacks import ProgressBar
 
     recipe = dict(recipe)
-    kind, n = recipe.pop("task"), recipe.pop("train", None)
-    task = {"ner": NER, "classify": TextClassification}[kind](subset(load(name, kind), n))
+    kind, n, length = recipe.pop("task"), recipe.pop("train", None), recipe.pop("max_length", 128)
+    task = {"ner": NER, "classify": TextClassification}[kind](subset(load(name, kind), n), max_length=length)
     task.learner(callbacks=[ProgressBar()], **recipe).fit()
     score, baselines = {"ner": ("entity_f1", ner_baselines), "classify": ("accuracy", text_baselines)}[kind]
     sizes = {split: len(task.data[split]) for split in task.data}
