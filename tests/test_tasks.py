@@ -104,6 +104,7 @@ def test_an_altered_run_is_refused(ner, tmp_path):
 
 
 def test_offsets_are_exact(ner):
+    ner.model.classifier.bias.data = torch.tensor([-2.0, 4.0, 4.0, 4.0, 4.0])  # hardly an O
     found = [(answer["text"], entity) for answer in ner.predict(TEXTS) for entity in answer["entities"]]
     assert len(found) >= 8, "the random model should find something to check"
     for text, e in found:
@@ -172,10 +173,13 @@ def test_words_that_truncation_cut_count_as_outside(tiny, caplog):
     assert "cuts 4 of 13 words and 1 entities" in caplog.text
 
 
-def test_broken_predictions_are_read_as_predict_reads_them(ner):
-    broken = [[ner.labels.index(tag) for tag in ("I-PER", "I-PER", "O", "O", "I-LOC", "O")]]
-    first = ner.features("test")[:1]
-    assert ner.report(first, broken, broken)["entity_f1"] == 1.0
+def test_broken_predictions_are_read_strictly_in_reports_and_in_answers(ner):
+    broken = [[ner.labels.index(tag) for tag in ("I-PER", "I-PER", "O", "O", "B-LOC", "I-PER")]]
+    report = ner.report(ner.features("test")[:1], broken, broken)
+    assert report["precision"] == 1.0 and report["recall"] == 0.5
+    torch.nn.init.zeros_(ner.model.classifier.weight)
+    ner.model.classifier.bias.data = torch.eye(5)[ner.labels.index("I-PER")]
+    assert ner.predict(["Ada flew."])[0]["entities"] == []
 
 
 def test_evaluation_agrees_with_predict(ner):
