@@ -55,9 +55,9 @@ def legal(
     "Make O of every I- that goes on with nothing."
     return tags_from_spans(spans(tags, strict=True), len(tags))
 
-# %% ../../nbs/5_tasks/52_ner.ipynb #7cefbcc1
+# %% ../../nbs/5_tasks/52_ner.ipynb #acffc92c
 LETTER = r"(?![\u2e80-\u9fff\uf900-\ufaff])[\w\u0300-\u036f]"  # a letter or digit, but no Chinese or Japanese character: those are words by themselves
-JOINED = re.compile(rf"(?:\b[^\W\d_]\.)+(?!\w)|(?:{LETTER})+(?:(?:[-&/]|['’](?!s\b))(?:{LETTER})+)+")
+JOINED = re.compile(rf"(?:\b[^\W\d_]\.)+(?!\w)|(?<!{LETTER})(?:{LETTER})+(?:(?:[-&/]|['’](?!s\b))(?:{LETTER})+)+")
 
 
 def text_words(
