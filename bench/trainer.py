@@ -18,7 +18,7 @@ TASKS = {
     "wnut17": dict(task="ner", epochs=2, lr=5e-4, train=None, test=None),
     "pros-cons": dict(task="classify", epochs=2, lr=2e-4, train=4000, test=4000),
 }
-SEEDS, BATCH, ROUNDS, SENTENCES = (0, 1, 2), 16, 3, 960
+SEEDS, BATCH, ROUNDS, SENTENCES = (0, 1, 2), 16, 3, 320
 
 
 def features(name: str, train: int | None, test: int | None):
