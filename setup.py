@@ -19,6 +19,9 @@ setup(
     author=cfg["author"],
     license="Apache-2.0",
     keywords=cfg["keywords"],
+    url=cfg["git_url"],
+    classifiers=["Intended Audience :: Education", "Programming Language :: Python :: 3",
+                 "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     python_requires=f">={cfg['min_python']}",
     packages=[*find_packages(include=["ft_course", "ft_course.*"]), "ft_course.lessons", "ft_course.results"],
     package_dir={"ft_course.lessons": "nbs", "ft_course.results": "results"},  # the wheel carries notebooks and numbers
