@@ -260,7 +260,7 @@ HEADER = "text,label\n"
     ("tag.jsonl", '{"tokens": ["Ada"], "ner_tags": [3]}', ["tag.jsonl, line 1", "unknown tag '3'"]),
     ("length.jsonl", '{"tokens": ["Ada"], "ner_tags": ["O", "O"]}', ["length.jsonl, line 1", "1 tokens but 2 tags"]),
     ("old.csv", HEADER.encode() + b"caf\xe9,good\n", ["old.csv, line 2", "0xe9", "UTF-8"]),
-    ("old.conll.gz", gzip.compress(b"met O\nJos\xe9 B-PER\n"), ["old.conll.gz, line 2", "0xe9"]),
+    ("old.conll.gz", gzip.compress(b"met O\nJos\xe9 B-PER\n", mtime=0), ["old.conll.gz, line 2", "0xe9"]),
     ("title.csv", "title,label\nKind.,good\n", ["title.csv, line 2", "`text`", "title, label"]),
     ("text.csv", "text,mark\nKind.,good\n", ["text.csv, line 2", "`label`", "text, mark"]),
     ("nolabel.csv", "text,label\nKind.,good\nCold.,\n", ["nolabel.csv, line 3", "`label`", "Cold."]),
