@@ -55,7 +55,8 @@ def test_minilm_is_found_and_verified():
     assert load_tokenizer("minilm").tokenize("Unbelievable") == ["unbelievable"]
 
 
-def test_the_package_is_not_executed():
+def test_the_package_is_not_executed(monkeypatch):
+    monkeypatch.delitem(sys.modules, checkpoints.MINILM_PACKAGE, raising=False)
     assert resolve("minilm").parent.name == checkpoints.MINILM_PACKAGE not in sys.modules
 
 
@@ -128,7 +129,8 @@ def test_new_head_depends_on_the_seed_alone(tmp_path, task, shape):
     assert model.config.id2label == dict(enumerate(LABELS)) and model.config.label2id["B-PER"] == 1
 
 
-def test_log_says_what_is_new_and_nothing_else_speaks(tmp_path, caplog, capfd):
+def test_log_says_what_is_new_and_nothing_else_speaks(tmp_path, caplog, capfd, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ft_course"), "handlers", [])
     save_pretrained(tiny("body"), None, tmp_path / "body")
     with caplog.at_level(logging.INFO, "ft_course"):
         load_model(tmp_path / "body", "ner", LABELS)
