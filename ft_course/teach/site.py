@@ -114,7 +114,7 @@ def contents() -> str:  # Markdown
             blocks.append("\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *rows, "```"]))
     return "\n\n".join(blocks)
 
-# %% ../../nbs/9_teach/95_site.ipynb #68e85ad8
+# %% ../../nbs/9_teach/95_site.ipynb #bdf8d729
 CONF = dict(
     project="ft_course", html_title="ft_course", author="the ft_course authors", version=ft_course.__version__,
     extensions=["myst_nb", "sphinx_exercise", "sphinx_design", "sphinx.ext.mathjax"], exclude_patterns=["_notebooks"],
@@ -135,10 +135,8 @@ CSS = """
 .cell_input pre, .cell_output pre { font-size: .8rem; }
 .cell_output img { max-width: 100%; height: auto; }
 article { overflow-wrap: break-word; }
-.sig, .prev-next-title { overflow-wrap: anywhere; }
-article code.literal, article code.literal .pre, article .sig *, article dt, article dd { overflow-wrap: anywhere; white-space: normal; }
+.prev-next-title, article code.literal, article .pre, article .sig, article .sig *, article dt, article dd { overflow-wrap: anywhere; white-space: normal; }
 .cell_output .text_html th, .cell_output .text_html td { padding: 0.15rem 0.6rem; }
-article .pre { white-space: normal; }
 .cell_output .text_html { overflow-x: auto; }
 """
 
