@@ -69,8 +69,8 @@ def lessons() -> list[Lesson]:
     "List the lessons in the order of the course."
     return [read_lesson(path) for path in sorted(lessons_folder().glob("[0-9]_*/[0-9][0-9]_*.ipynb"))]
 
-# %% ../../nbs/9_teach/92_lessons.ipynb #1467d7cb
-QUIET = dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", OMP_NUM_THREADS="1")
+# %% ../../nbs/9_teach/92_lessons.ipynb #9f53e877
+QUIET = dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", OMP_NUM_THREADS="1", FT_COURSE_STATIC="1")
 PEAK = """import resource, sys
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))"""
 

@@ -29,7 +29,7 @@ def flat(
         return [tensor for part in result for tensor in flat(part)]
     return [torch.as_tensor(result).detach().double()]
 
-# %% ../../nbs/1_theory/10_formulas.ipynb #9443c92b
+# %% ../../nbs/1_theory/10_formulas.ipynb #e69a0769
 def relative_error(
     a,  # a number, a tensor, or tuples and lists of them
     b,  # of the same shapes
@@ -38,8 +38,7 @@ def relative_error(
     a, b = flat(a), flat(b)
     if [x.shape for x in a] != [x.shape for x in b]:
         return float("inf")
-    scale = [max(x.norm(), y.norm(), torch.tensor(1e-300)) for x, y in zip(a, b)]
-    errors = torch.stack([(x - y).norm() / s for x, y, s in zip(a, b, scale)])
+    errors = torch.stack([(x - y).norm() / max(x.norm(), y.norm()).clamp(min=1e-300) for x, y in zip(a, b)])
     return float(errors.nan_to_num(nan=float("inf")).max())
 
 # %% ../../nbs/1_theory/10_formulas.ipynb #68bf99cf
