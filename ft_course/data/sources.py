@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'PUBLIC', 'TASKS', 'COLUMNS', 'BUNDLED', 'Source', 'find_files', 'standard', 'kinds', 'text_key', 'cut',
-           'complete', 'normalise', 'class_names', 'build', 'named', 'read_hub', 'locate', 'read_source', 'load']
+           'complete', 'normalise', 'class_names', 'build', 'named', 'read_hub', 'locate', 'read_source', 'gather',
+           'load']
 
 # %% ../../nbs/2_data/21_sources.ipynb #7a043179
 import hashlib, logging, os, re
@@ -213,7 +214,23 @@ def read_source(name: str) -> Iterator[tuple[str, str, dict | str]]:
             for n, row in parse(file, (source.read or sniff(file))(file), standard):
                 yield split, f"{file.name}, line {n}", row
 
-# %% ../../nbs/2_data/21_sources.ipynb #f653a1a2
+# %% ../../nbs/2_data/21_sources.ipynb #6ebc211f
+def gather(name: str, task: str | None) -> tuple[str, dict[str, list[dict]], Counter]:
+    "Read a source: its task, split -> rows with their place, why others were left out. Raises BadData where rows don't serve."
+    splits, dropped = defaultdict(list), Counter()
+    for split, place, row in read_source(name):
+        if isinstance(row, str):
+            dropped[row] += 1
+            continue
+        task = task or ("classify" if "label" in row else "ner")
+        if not row.keys() >= set(TASKS[task]):
+            raise BadData(f"{place}: task {task!r} needs {' and '.join(TASKS[task])}, the row has {', '.join(row)}")
+        splits[split].append({name: row[name] for name in TASKS[task]} | {"place": place})
+    if not {"train", "all"} & splits.keys():
+        raise BadData(f"{name} has no rows to train on: name the files of a folder train…, valid… and test…")
+    return task, splits, dropped
+
+# %% ../../nbs/2_data/21_sources.ipynb #81c66990
 def load(
     name_or_path: str | Path,  # "reviews", "newswire", a name in PUBLIC, a file, a folder of splits, or a hub name
     task: str | None = None,   # "ner", "classify", or None: what the columns are for
@@ -223,17 +240,7 @@ def load(
     "Load labelled text; changes are logged and kept in info.description. Raises BadData, FileNotFoundError."
     if task not in (None, *TASKS):
         raise ValueError(f"no task {task!r}: choose {' or '.join(TASKS)}")
-    splits, dropped = defaultdict(list), Counter()
-    for split, place, row in read_source(str(name_or_path)):
-        if isinstance(row, str):
-            dropped[row] += 1
-            continue
-        task = task or ("classify" if "label" in row else "ner")
-        if not row.keys() >= set(TASKS[task]):
-            raise BadData(f"{place}: task {task!r} needs {' and '.join(TASKS[task])}, the row has {', '.join(row)}")
-        splits[split].append({name: row[name] for name in TASKS[task]} | {"place": place})
-    if not {"train", "all"} & splits.keys():
-        raise BadData(f"{name_or_path} has no rows to train on: name the files of a folder train…, valid… and test…")
+    task, splits, dropped = gather(str(name_or_path), task)
     notes = [f"{n} rows left out: {why}" for why, n in dropped.items()]
     notes += [*(normalise(splits) if task == "ner" else ()), *complete(splits, seed)]
     for note in notes:
