@@ -86,7 +86,7 @@ def averages(
              "weighted": support @ each / max(total, 1)}
     return {name: score_row(scores, total) for name, scores in means.items()}
 
-# %% ../../nbs/4_training/41_metrics.ipynb #959e8a9f
+# %% ../../nbs/4_training/41_metrics.ipynb #c8c96fb0
 def wilson(
     successes: int,           # how many went right
     n: int,                   # of how many
@@ -95,9 +95,9 @@ def wilson(
     "Wilson's score interval of a rate (Wilson 1927); without any trial, 0 to 1."
     if n == 0:
         return 0.0, 1.0
-    z2, rate = NormalDist().inv_cdf((1 + confidence) / 2) ** 2, successes / n
-    middle = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = (z2 * rate * (1 - rate) / n + z2 ** 2 / (4 * n ** 2)) ** 0.5 / (1 + z2 / n)
+    q2, rate = NormalDist().inv_cdf((1 + confidence) / 2) ** 2, successes / n
+    middle = (rate + q2 / (2 * n)) / (1 + q2 / n)
+    half = (q2 * rate * (1 - rate) / n + q2 ** 2 / (4 * n ** 2)) ** 0.5 / (1 + q2 / n)
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 # %% ../../nbs/4_training/41_metrics.ipynb #5249ccdb
