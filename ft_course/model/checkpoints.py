@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'MINILM', 'MINILM_REVISION', 'MINILM_SHA256', 'MINILM_PACKAGE', 'HUB_FILES', 'HEADS', 'packaged',
            'UnknownModel', 'unknown', 'from_hub', 'check_minilm', 'resolve', 'quiet_transformers', 'load_tokenizer',
-           'check_weights', 'check_labels', 'check_loading', 'load_model', 'save_pretrained']
+           'check_weights', 'check_labels', 'check_loading', 'load_model', 'write_extras', 'save_pretrained']
 
 # %% ../../nbs/3_model/31_checkpoints.ipynb #84e6f6c1
 import importlib.util
@@ -195,7 +195,20 @@ def load_model(
         parameter.data = parameter.data.clone()  # off the file, into memory of its own
     return model
 
-# %% ../../nbs/3_model/31_checkpoints.ipynb #36ceaec6
+# %% ../../nbs/3_model/31_checkpoints.ipynb #490d0939
+def write_extras(
+    folder: Path,  # new, with the weights in it
+    tokenizer: PreTrainedTokenizerBase | None,
+    extra_json: dict[str, dict],  # by the file's name without its end
+) -> None:
+    "Put beside saved weights what a run needs besides, and the checksums of it all."
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    for name, value in extra_json.items():
+        (folder / f"{name}.json").write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_checksums(folder)
+
+
 def save_pretrained(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -205,8 +218,4 @@ def save_pretrained(
     "Write, atomically, a folder that `from_pretrained` opens, with `checksums.json` and one JSON file per extra."
     with atomic_folder(folder) as new, quiet_transformers():
         model.save_pretrained(new)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(new)
-        for name, value in extra_json.items():
-            (new / f"{name}.json").write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-        write_checksums(new)
+        write_extras(new, tokenizer, extra_json)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PREFIX', 'METHODS', 'TASK_TYPES', 'ends_with', 'heads', 'matching', 'replace', 'begin', 'Mergeable', 'mergeable',
-           'merge', 'unmerge', 'unload', 'adapter_state_dict', 'base_hash', 'task_type', 'method_of', 'to_file',
-           'from_file', 'save_adapter', 'load_weights', 'load_adapter', 'options']
+           'merge', 'unmerge', 'unload', 'adapter_state_dict', 'base_hash', 'method_of', 'to_file', 'from_file',
+           'save_adapter', 'load_weights', 'load_adapter', 'options']
 
-# %% ../../nbs/6_peft/60_injection.ipynb #4ef2ebfa
+# %% ../../nbs/6_peft/60_injection.ipynb #a3249e77
 import hashlib
 import inspect
 import json
@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from ..model.files import atomic_folder, read_header, verify, write_checksums
+from ..model.checkpoints import write_extras
+from ..model.files import atomic_folder, read_header, verify
 from ..model.parameters import trainable_parameters
 
 # %% ../../nbs/6_peft/60_injection.ipynb #b0e0d1cf
@@ -163,18 +164,12 @@ def base_hash(
         digest.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
-# %% ../../nbs/6_peft/60_injection.ipynb #5e0952b4
+# %% ../../nbs/6_peft/60_injection.ipynb #91b60cea
 PREFIX = "base_model.model."
 METHODS = {"LORA": "lora", "IA3": "ia3", "BOTTLENECK": "adapters", "BITFIT": "bitfit",
            "PROMPT_TUNING": "prompts", "PREFIX_TUNING": "prompts", "P_TUNING": "prompts"}  # peft_type -> module with `inject`
 TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "LMHeadModel": "CAUSAL_LM",
-              "ForCausalLM": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM", "ForQuestionAnswering": "QUESTION_ANS"}
-
-
-def task_type(model: PreTrainedModel) -> str | None:
-    "What peft calls the task of a model, read off its class's name."
-    name = type(model).__name__
-    return next((task for end, task in TASK_TYPES.items() if name.endswith(end)), None)
+              "ForCausalLM": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM", "ForQuestionAnswering": "QUESTION_ANS"}  # ends of class names
 
 
 def method_of(peft_type: str):  # a module
@@ -193,21 +188,23 @@ def from_file(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "Names in a file to names in the model; heads stand there in two spellings."
     return {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in tensors.items()}
 
-# %% ../../nbs/6_peft/60_injection.ipynb #d27ee4ac
+# %% ../../nbs/6_peft/60_injection.ipynb #c4d248f3
 def save_adapter(
     model: PreTrainedModel,  # with an adapter, not merged
     folder: str | Path,  # written whole or not at all
+    tokenizer: PreTrainedTokenizerBase | None = None,  # saved beside it
+    **extra_json,  # training={...} becomes training.json
 ) -> None:
     "Write an adapter and the head into a folder that `PeftModel.from_pretrained` opens."
     if any(getattr(part, "kept", None) is not None for part in model.modules()):
         raise ValueError("the adapter is merged: unmerge it before saving")
     method = method_of(model.adapter_config["peft_type"])
-    config = model.adapter_config | {"task_type": task_type(model), "base_model_name_or_path": model.config._name_or_path,
+    task = next((task for end, task in TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
+    config = model.adapter_config | {"task_type": task, "base_model_name_or_path": model.config._name_or_path,
                                      "inference_mode": True, "base_sha256": base_hash(model)}
     with atomic_folder(folder) as new:
         save_file(getattr(method, "to_file", to_file)(model), new / "adapter_model.safetensors", metadata={"format": "pt"})
-        (new / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        write_checksums(new)
+        write_extras(new, tokenizer, {"adapter_config": config} | extra_json)
 
 # %% ../../nbs/6_peft/60_injection.ipynb #03555900
 def load_weights(

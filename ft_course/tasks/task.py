@@ -116,7 +116,7 @@ def kind_of(
     module, name = KINDS[kind]
     return getattr(importlib.import_module(module), name)
 
-# %% ../../nbs/5_tasks/50_task.ipynb #2555a43b
+# %% ../../nbs/5_tasks/50_task.ipynb #588229c7
 class Saving:
     "From a task to a folder."
 
@@ -127,8 +127,8 @@ class Saving:
     ) -> None:
         "Write a folder that `transformers` opens, with training.json and checksums.json beside the weights."
         run = {"config": asdict(self.learned.config), "history": self.learned.history} if self.learned else {}
-        self.training |= run | extra
-        save_pretrained(self.model, self.tokenizer, folder, training=self.training)
+        self.training |= run | extra | {"labels": self.labels}
+        self.write(self.model, self.tokenizer, folder, training=self.training)
 
 # %% ../../nbs/5_tasks/50_task.ipynb #904c0a0d
 class Opening:
@@ -157,13 +157,14 @@ class Opening:
             check_labels(self.model, names)
         return self
 
-# %% ../../nbs/5_tasks/50_task.ipynb #edcbbe37
+# %% ../../nbs/5_tasks/50_task.ipynb #dda81231
 class Task(Splits, Training, Scoring, Saving, Opening):
     "Data, tokenizer and model for one kind of question; subclasses say how to encode, report and predict."
 
     kind: str  # "ner" | "classify"
     column: str  # where the data keep the labels
     defaults: dict = {}  # fields of TrainingConfig that suit this task
+    write = staticmethod(save_pretrained)  # how the model goes to the disk
 
     def __init__(
         self,
@@ -171,13 +172,14 @@ class Task(Splits, Training, Scoring, Saving, Opening):
         model: str | Path = "minilm",  # as `ft_course.model.checkpoints.resolve` takes it
         *,
         max_length: int = 128,  # tokens that the model sees of one input, special ones included
+        labels: list[str] | None = None,  # of the model's answers, where there are no data to name them
         seed: int = 0,  # of the new head, the order of the data, dropout, and splits that have to be made
     ):
         self.seed, self.max_length, self.learned, self.encoded = seed, max_length, None, {}
         self.training = {"task": self.kind, "data": None, "model": str(model), "max_length": max_length, "seed": seed}
         self.data = self.open_data(data)
         torch.manual_seed(seed)
-        self.model = load_model(model, self.kind, self.data and label_names(self.data, self.column))
+        self.model = load_model(model, self.kind, label_names(self.data, self.column) if self.data else labels)
         self.tokenizer = load_tokenizer(model)
         self.labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         if max_length > (most := getattr(self.model.config, "max_position_embeddings", max_length)):
