@@ -6,7 +6,7 @@
 __all__ = ['EVENTS', 'COUNTERS', 'CancelFit', 'Callback', 'Loop', 'Epoch', 'Update', 'Forward', 'Evaluation', 'Scoring', 'State',
            'Setup', 'Learner']
 
-# %% ../../nbs/4_training/42_learner.ipynb #9b1270e9
+# %% ../../nbs/4_training/42_learner.ipynb #61e8ceab
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -18,12 +18,12 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.alignment import IGNORE
 from ..data.batching import LengthBucketSampler, collate
 from ..model.parameters import load_weights, weights
-from .updates import (TrainingConfig, above, add_up, below, check_finite, check_same_run, cross_entropy,
-                                        evaluating, in_groups, load_moments, make_optimizer, moments, pick_device, processes,
-                                        scale_gradients, seed_everything, set_lr)
+from ..theory.losses import IGNORE, cross_entropy
+from ..theory.schedules import scale_gradients
+from .updates import (TrainingConfig, above, add_up, below, check_finite, check_same_run, evaluating, in_groups,
+                                        load_moments, make_optimizer, moments, pick_device, processes, seed_everything, set_lr)
 
 # %% ../../nbs/4_training/42_learner.ipynb #55b33743
 EVENTS = ("before_fit", "before_epoch", "before_update", "after_loss", "after_backward",
