@@ -30,3 +30,11 @@ def public_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no public data sets: set FT_COURSE_DATA to a folder that holds them (looked at {folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    "A folder with a model that trains in a moment."
+    from command import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")

@@ -8,12 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from command import ft_course, tiny_folder, write_news, write_reviews
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+from command import ft_course, write_news, write_reviews
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from command import ft_course, tiny_folder, write_news, write_reviews
+from command import ft_course, write_news, write_reviews
 
 QUICK = ("--epochs", 2, "--batch-size", 8, "--max-length", 32, "--lr", 1e-3)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -110,8 +110,3 @@ def test_imports_only_what_was_built_before(lesson):
     for source in cells(lesson.path, "code"):
         for module in imports(source):
             assert place.get(module, "00") <= lesson.number, f"{module} is made in lesson {place[module]}, later than this one"
-
-
-def test_equation_labels_are_unique():
-    labels = [label for path in PATHS for text in cells(path, "markdown") for label in re.findall(r"\$\$ *\(([\w-]+)\)", text)]
-    assert not [label for label, times in Counter(labels).items() if times > 1]

@@ -20,14 +20,14 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-# %% ../../nbs/1_theory/10_formulas.ipynb #c186df86
+# %% ../../nbs/1_theory/10_formulas.ipynb #6608d71e
 def flat(
     result,  # a number, a tensor, or tuples and lists of them
 ) -> list[Tensor]:  # float64, in order
     "All tensors of a result."
     if isinstance(result, (tuple, list)):
         return [tensor for part in result for tensor in flat(part)]
-    return [torch.as_tensor(result).detach().double()]
+    return [torch.as_tensor(result, dtype=torch.float64).detach()]
 
 # %% ../../nbs/1_theory/10_formulas.ipynb #e69a0769
 def relative_error(

@@ -1,0 +1,133 @@
+"""Every method of part 6 beside full fine-tuning and a frozen encoder; writes results/comparison.json and goes on where it stopped.
+
+    python bench/comparison.py             # what is missing, two runs at a time
+    python bench/comparison.py costs       # trainable share, file size, seconds a step and peak memory of each method
+
+Everything is cut (TASKS) so that all of it takes less than two hours of two cores: the first so many training examples of a
+shuffle by the run's seed, and the first so many validation and test examples of a fixed shuffle. Each method has the learning
+rate of RATES that is best on the validation examples with seed 0; the other seeds then use it.
+"""
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from common import read, versions, write
+from tqdm import tqdm
+
+TASKS = {  # examples of each split, and passes over the training examples
+    "newswire": dict(kind="ner", train=400, validation=100, test=400, epochs=4, max_length=64),
+    "wnut17": dict(kind="ner", train=400, validation=200, test=500, epochs=4, max_length=64),
+    "reviews": dict(kind="classify", train=400, validation=200, test=100, epochs=4, max_length=64),
+    "pros-cons": dict(kind="classify", train=400, validation=300, test=1000, epochs=4, max_length=48),
+    "banking77": dict(kind="classify", train=770, validation=300, test=1000, epochs=6, max_length=48),
+}
+METHODS = ("full", "frozen", "bitfit", "lora", "adapter", "ia3", "prefix", "prompt", "ptuning")
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+SEEDS = (0, 1, 2, 3, 4)
+BATCH = 16
+
+
+def make_task(name: str, method: str, seed: int):
+    "A task with its data cut and its method's parts in place."
+    import torch
+    from ft_course.data.sources import load
+    from ft_course.peft.injection import heads
+    from ft_course.peft.tasks import adapt
+    from ft_course.teach.runs import TASKS as KINDS
+
+    cut, data = TASKS[name], load(name, TASKS[name]["kind"])
+    rows = {split: data[split].shuffle(seed=seed if split == "train" else 0) for split in ("train", "validation", "test")}
+    data = type(data)({split: part.select(range(min(cut[split], len(part)))) for split, part in rows.items()})
+    task = KINDS[cut["kind"]](data, max_length=cut["max_length"], seed=seed)
+    torch.manual_seed(seed)
+    if method == "frozen":
+        task.model.requires_grad_(False)
+        for head in heads(task.model):
+            task.model.get_submodule(head).requires_grad_(True)
+    elif method != "full":
+        adapt(task, method)
+    return task
+
+
+def score(name: str, method: str, lr: float, seed: int) -> dict:
+    "Train once; validation and test score with the interval of the latter."
+    task = make_task(name, method, seed)
+    task.learner(epochs=TASKS[name]["epochs"], lr=lr, batch_size=BATCH).fit()
+    measure = "entity_f1" if TASKS[name]["kind"] == "ner" else "accuracy"
+    validation, test = task.evaluate("validation"), task.evaluate("test")
+    return dict(validation=validation[measure], test=test[measure], interval=test["interval"])
+
+
+def cost(name: str, method: str) -> dict:
+    "What a method weighs: numbers that train, file, seconds a step, peak memory of this process."
+    from ft_course.model.parameters import count_parameters
+
+    task = make_task(name, method, 0)
+    trained, total = count_parameters(task.model)
+    learner = task.learner(epochs=1, lr=1e-3, batch_size=BATCH)
+    start = time.perf_counter()
+    learner.fit()
+    seconds = (time.perf_counter() - start) / learner.step
+    with tempfile.TemporaryDirectory() as folder:
+        task.save(Path(folder) / "run")
+        size = max(path.stat().st_size for path in (Path(folder) / "run").glob("*.safetensors"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return dict(trained=trained, total=total, file_bytes=size, step_seconds=seconds, peak_mb=peak)
+
+
+def fresh(*call) -> dict:
+    "One call of a function above in a process of its own, on one thread."
+    command = [sys.executable, __file__, "worker", *map(str, call)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"})
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def key(*parts) -> str:
+    return " ".join(map(str, parts))
+
+
+def best_rate(runs: dict, name: str, method: str) -> float:
+    "The rate with the best validation score of seed 0; the smaller one of two equals."
+    return max(RATES, key=lambda lr: (runs[key(name, method, lr, 0)]["validation"], -lr))
+
+
+def fill(result: dict, missing: list[tuple]) -> None:
+    "Make the runs that are missing, two at a time, and write each down as it ends."
+    with ThreadPoolExecutor(2) as pool:
+        futures = {pool.submit(fresh, "score", *run): run for run in missing}
+        for future in tqdm(as_completed(futures), total=len(futures)):
+            result["runs"][key(*futures[future])] = future.result()
+            write("comparison", result)
+
+
+def main_score() -> None:
+    "First the rates, with seed 0; then the other seeds with the best of them."
+    result = read("comparison") | dict(tasks=TASKS, rates=RATES, seeds=SEEDS, batch=BATCH, versions=versions())
+    runs = result.setdefault("runs", {})
+    pairs = [(name, method) for name in TASKS for method in METHODS]
+    fill(result, [run for pair in pairs for lr in RATES if key(*(run := (*pair, lr, 0))) not in runs])
+    result["best"] = {key(*pair): best_rate(runs, *pair) for pair in pairs}
+    fill(result, [run for seed in SEEDS[1:] for pair in pairs if key(*(run := (*pair, result["best"][key(*pair)], seed))) not in runs])
+    write("comparison", result)
+
+
+def main_costs() -> None:
+    "One after the other, since seconds count."
+    result = read("comparison")
+    result["costs"] = {method: fresh("cost", "pros-cons", method) for method in tqdm(METHODS)}
+    write("comparison", result)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["worker"]:
+        what, name, method, *rest = sys.argv[2:]
+        print(json.dumps(score(name, method, float(rest[0]), int(rest[1])) if what == "score" else cost(name, method)))
+    else:
+        for part in sys.argv[1:] or ["score", "costs"]:
+            {"score": main_score, "costs": main_costs}[part]()
