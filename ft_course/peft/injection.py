@@ -58,15 +58,14 @@ def matching(
         raise ValueError(f"target_modules: nothing is called {lost[0]!r}; this model has {known}")
     return [name for name in names if any(ends_with(name, target) for target in targets)]
 
-# %% ../../nbs/6_peft/60_injection.ipynb #14ffebac
+# %% ../../nbs/6_peft/60_injection.ipynb #2764bce3
 def replace(
     model: nn.Module,  # changed in place
     name: str,  # an address
     module: nn.Module,  # what shall stand there
 ) -> None:
-    "Put a module in another's place."
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
+    "Put a module in another's place, in the model's mode: a new part with dropout would train else, in a model that only answers."
+    model.set_submodule(name, module.train(model.training))
 
 # %% ../../nbs/6_peft/60_injection.ipynb #e3adeccd
 def begin(
@@ -89,7 +88,7 @@ def begin(
     model.adapter_config = {"peft_type": peft_type, "modules_to_save": list(whole), **options}
     return names
 
-# %% ../../nbs/6_peft/60_injection.ipynb #8979d402
+# %% ../../nbs/6_peft/60_injection.ipynb #03528e33
 class Mergeable(nn.Module):
     "A part that can be folded into its `base_layer`: subclasses give `merged_weight()`."
 
@@ -97,6 +96,11 @@ class Mergeable(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.kept = None  # the weight before the merge, while it is merged
+
+    @property
+    def weight(self) -> Tensor:
+        "The weight inside: some models, T5 for one, look at it from outside."
+        return self.base_layer.weight
 
     def merge(self) -> None:
         "Fold in, and keep the old weight."
@@ -108,13 +112,12 @@ class Mergeable(nn.Module):
         self.base_layer.weight.data.copy_(self.kept)
         self.kept = None
 
-# %% ../../nbs/6_peft/60_injection.ipynb #5bc19404
+# %% ../../nbs/6_peft/60_injection.ipynb #558efbfb
 def mergeable(model: PreTrainedModel, merged: bool) -> list[Mergeable]:  # `merged`: what they must be
     "The parts of a model that can merge. Raises ValueError where there are none, and where they are merged already, or not."
     parts = [part for part in model.modules() if isinstance(part, Mergeable)]
     if not parts:
-        method = getattr(model, "adapter_config", {}).get("peft_type", "a model without adapter")
-        raise ValueError(f"{method} cannot be merged: it has no part that could be folded into a weight")
+        raise ValueError(f"{getattr(model, 'adapter_config', {}).get('peft_type', 'a model without adapter')} cannot be merged: no part can be folded in")
     if any((part.kept is not None) != merged for part in parts):
         raise ValueError("the adapter is not merged" if merged else "the adapter is merged already: a second merge would count it twice")
     return parts
@@ -182,7 +185,7 @@ def from_file(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "Names in a file to names in the model; heads stand there in two spellings."
     return {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in tensors.items()}
 
-# %% ../../nbs/6_peft/60_injection.ipynb #c4d248f3
+# %% ../../nbs/6_peft/60_injection.ipynb #3a9606f5
 def save_adapter(
     model: PreTrainedModel,  # with an adapter, not merged
     folder: str | Path,  # written whole or not at all
@@ -192,12 +195,12 @@ def save_adapter(
     "Write an adapter and the head into a folder that `PeftModel.from_pretrained` opens."
     if any(getattr(part, "kept", None) is not None for part in model.modules()):
         raise ValueError("the adapter is merged: unmerge it before saving")
-    method = method_of(model.adapter_config["peft_type"])
+    name_tensors = getattr(method_of(model.adapter_config["peft_type"]), "to_file", to_file)
     task = next((task for end, task in TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
     config = model.adapter_config | {"task_type": task, "base_model_name_or_path": model.config._name_or_path,
                                      "inference_mode": True, "base_sha256": base_hash(model)}
     with atomic_folder(folder) as new:
-        save_file(getattr(method, "to_file", to_file)(model), new / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(name_tensors(model), new / "adapter_model.safetensors", metadata={"format": "pt"})
         write_extras(new, tokenizer, {"adapter_config": config} | extra_json)
 
 # %% ../../nbs/6_peft/60_injection.ipynb #fff3e307
