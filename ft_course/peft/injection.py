@@ -136,12 +136,14 @@ def unmerge(model: PreTrainedModel) -> None:
     for part in mergeable(model, merged=True):
         part.unmerge()
 
-# %% ../../nbs/6_peft/60_injection.ipynb #2d44c2fa
+# %% ../../nbs/6_peft/60_injection.ipynb #808aac01
 def unload(model: PreTrainedModel) -> PreTrainedModel:  # the same, changed in place
-    "Put every `base_layer` back in the place of the part that wraps it, and forget the method."
+    "Put every `base_layer` back in the place of the part that wraps it, let parts with hooks take them off, and forget the method."
     for name, part in list(model.named_modules()):
         if hasattr(part, "base_layer"):
             replace(model, name, part.base_layer)
+        elif hasattr(part, "take_off"):
+            part.take_off(model)
     del model.adapter_config
     return model
 
@@ -160,13 +162,13 @@ def base_hash(model: PreTrainedModel) -> str:  # sha256, hexadecimal
         digest.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
-# %% ../../nbs/6_peft/60_injection.ipynb #900d805a
+# %% ../../nbs/6_peft/60_injection.ipynb #6b8bb18f
 PREFIX = "base_model.model."
 METHODS = {"LORA": "lora", "IA3": "ia3", "BOTTLENECK": "adapters", "BITFIT": "bitfit",
-           "PROMPT_TUNING": "prompts", "PREFIX_TUNING": "prompts", "P_TUNING": "prompts"}  # peft_type -> module with `inject`
+           "PROMPT_TUNING": "prompts", "P_TUNING": "prompts", "PREFIX_TUNING": "prefix"}  # peft_type -> module with `inject`
 TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "LMHeadModel": "CAUSAL_LM",
               "ForCausalLM": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM", "ForQuestionAnswering": "QUESTION_ANS"}  # ends of class names
-ABOUT = {"task_type", "peft_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version", "base_sha256"}  # no setting of a method
+ABOUT = {"task_type", "peft_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version"}  # no setting of a method
 
 
 def method_of(peft_type: str):  # a module
@@ -185,7 +187,7 @@ def from_file(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "Names in a file to names in the model; heads stand there in two spellings."
     return {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in tensors.items()}
 
-# %% ../../nbs/6_peft/60_injection.ipynb #3a9606f5
+# %% ../../nbs/6_peft/60_injection.ipynb #a8c5d591
 def save_adapter(
     model: PreTrainedModel,  # with an adapter, not merged
     folder: str | Path,  # written whole or not at all
@@ -198,7 +200,8 @@ def save_adapter(
     name_tensors = getattr(method_of(model.adapter_config["peft_type"]), "to_file", to_file)
     task = next((task for end, task in TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
     config = model.adapter_config | {"task_type": task, "base_model_name_or_path": model.config._name_or_path,
-                                     "inference_mode": True, "base_sha256": base_hash(model)}
+                                     "inference_mode": True, "auto_mapping": {"base_model_class": type(model).__name__, "parent_library": type(model).__module__,
+                                                                              "base_sha256": base_hash(model)}}
     with atomic_folder(folder) as new:
         save_file(name_tensors(model), new / "adapter_model.safetensors", metadata={"format": "pt"})
         write_extras(new, tokenizer, {"adapter_config": config} | extra_json)
@@ -232,7 +235,7 @@ def options(
             raise ValueError(f"adapter_config.json: {name}={value!r} is not supported: without it the adapter would give other answers")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in known and value is not None}
 
-# %% ../../nbs/6_peft/60_injection.ipynb #af70331e
+# %% ../../nbs/6_peft/60_injection.ipynb #a1c1fc83
 def load_adapter(
     model: PreTrainedModel,  # the base with a head of the right size; changed in place
     folder: str | Path,  # written by `save_adapter`, or by peft
@@ -241,13 +244,15 @@ def load_adapter(
     folder = Path(folder)
     if (folder / "checksums.json").exists():
         verify(folder)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     read_header(folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     method = method_of(config["peft_type"])
+    config = getattr(method, "from_config", dict)(config)
     config["modules_to_save"] = [part for part in config.get("modules_to_save") or () if any(ends_with(name, part) for name, _ in model.named_modules())]
     method.inject(model, **options(config, method))
-    if config.get("base_sha256", hashed := base_hash(model)) != hashed:
+    if (config.get("auto_mapping") or {}).get("base_sha256", hashed := base_hash(model)) != hashed:
         unload(model)
         raise ValueError(f"{folder}: made for another base than this one (the frozen weights differ): load {config['base_model_name_or_path']}")
-    load_weights(model, getattr(method, "from_file", from_file)(load_file(folder / "adapter_model.safetensors")), folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    load_weights(model, method.from_file(tensors, model) if hasattr(method, "from_file") else from_file(tensors), folder)
     return model
