@@ -187,7 +187,7 @@ def from_file(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "Names in a file to names in the model; heads stand there in two spellings."
     return {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in tensors.items()}
 
-# %% ../../nbs/6_peft/60_injection.ipynb #a8c5d591
+# %% ../../nbs/6_peft/60_injection.ipynb #4fc2863c
 def save_adapter(
     model: PreTrainedModel,  # with an adapter, not merged
     folder: str | Path,  # written whole or not at all
@@ -199,9 +199,9 @@ def save_adapter(
         raise ValueError("the adapter is merged: unmerge it before saving")
     name_tensors = getattr(method_of(model.adapter_config["peft_type"]), "to_file", to_file)
     task = next((task for end, task in TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
-    config = model.adapter_config | {"task_type": task, "base_model_name_or_path": model.config._name_or_path,
-                                     "inference_mode": True, "auto_mapping": {"base_model_class": type(model).__name__, "parent_library": type(model).__module__,
-                                                                              "base_sha256": base_hash(model)}}
+    about = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__, "base_sha256": base_hash(model)}
+    config = model.adapter_config | {"task_type": task, "base_model_name_or_path": model.config._name_or_path, "inference_mode": True,
+                                     "auto_mapping": about | model.adapter_config.get("auto_mapping", {})}
     with atomic_folder(folder) as new:
         save_file(name_tensors(model), new / "adapter_model.safetensors", metadata={"format": "pt"})
         write_extras(new, tokenizer, {"adapter_config": config} | extra_json)
