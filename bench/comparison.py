@@ -21,11 +21,11 @@ from common import read, versions, write
 from tqdm import tqdm
 
 TASKS = {  # examples of each split, and passes over the training examples
-    "newswire": dict(kind="ner", train=400, validation=100, test=400, epochs=4, max_length=64),
-    "wnut17": dict(kind="ner", train=400, validation=200, test=500, epochs=4, max_length=64),
-    "reviews": dict(kind="classify", train=400, validation=200, test=100, epochs=4, max_length=64),
-    "pros-cons": dict(kind="classify", train=400, validation=300, test=1000, epochs=4, max_length=48),
-    "banking77": dict(kind="classify", train=770, validation=300, test=1000, epochs=6, max_length=48),
+    "newswire": dict(kind="ner", train=300, validation=100, test=400, epochs=4, max_length=64),
+    "wnut17": dict(kind="ner", train=300, validation=200, test=400, epochs=4, max_length=64),
+    "reviews": dict(kind="classify", train=300, validation=200, test=100, epochs=4, max_length=64),
+    "pros-cons": dict(kind="classify", train=300, validation=300, test=800, epochs=4, max_length=48),
+    "banking77": dict(kind="classify", train=616, validation=300, test=800, epochs=5, max_length=48),
 }
 METHODS = ("full", "frozen", "bitfit", "lora", "adapter", "ia3", "prefix", "prompt", "ptuning")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
