@@ -33,6 +33,7 @@ test: site  ## run every lesson, build the site, run the tests
 results: .venv/ready  ## write the numbers that lessons and README quote
 	$(BIN)/python bench/demo.py --write
 	$(BIN)/python bench/runs.py
+	$(BIN)/python bench/pretrained.py
 
 bench: .venv/ready  ## measure side by side with other libraries
 	$(BIN)/python bench/metrics.py

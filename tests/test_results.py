@@ -1,5 +1,6 @@
 """Numbers in results/ are of this course: today's corpora, recipes and data; a stale one fails."""
 import json
+import re
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from ft_course.tasks.sentiment import TextClassification
 
 sys.path.insert(0, str(ROOT / "bench"))
 import demo  # noqa: E402
+import pretrained  # noqa: E402
 import runs  # noqa: E402
 import trainer  # noqa: E402
 
@@ -46,3 +48,24 @@ def test_scores_beside_trainer_are_of_these_settings():
     assert read["bench_score"]["tasks"] == trainer.TASKS
     assert set(read["bench_score"]["runs"]) == {f"{name} {engine} {seed}" for name in trainer.TASKS
                                                 for engine in ("ours", "trainer") for seed in trainer.SEEDS}
+
+
+def test_starts_were_compared_by_this_plan():
+    result = read["pretrained"]
+    assert result["settings"] == json.loads(json.dumps(pretrained.settings()))
+    assert set(result["runs"]) == {pretrained.key(recipe) for recipe in pretrained.plan(result["runs"])}
+    assert set(result["simple"]) == {f"{start} {seed}" for start in ("pretrained", "random") for seed in pretrained.SEEDS}
+
+
+def test_each_condition_of_the_starts_has_its_own_rate_and_every_seed():
+    runs = read["pretrained"]["runs"].values()
+    for data, start, frozen in pretrained.RATES:
+        rate = pretrained.best_rate(read["pretrained"]["runs"], data, start, frozen)
+        seeds = {r["seed"] for r in runs if (r["data"], r["start"], r["frozen"], r["n"], r["lr"]) == (data, start, frozen, 500, rate)}
+        assert seeds == set(pretrained.SEEDS)
+
+
+def test_the_lesson_on_starts_types_no_number_that_was_measured():
+    cells = json.loads((ROOT / "nbs" / "5_tasks" / "53_why_pretrained.ipynb").read_text(encoding="utf-8"))["cells"]
+    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert not re.findall(r"[^\n]*(?<![\w/:])\d*\.\d+[^\n]*|[^\n]*\d ?%[^\n]*", prose)
