@@ -11,6 +11,7 @@ from ft_course.peft.injection import PREFIX, adapter_state_dict, heads, load_ada
 from ft_course.theory.formulas import relative_error
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Adapter 'default'")  # of names in transformers that peft uses; of odd files that we make
 KINDS = {"lora": {}, "rslora": dict(use_rslora=True), "dora": dict(use_dora=True)}
 OTHER_TARGETS = {"gpt2": ("c_attn", "mlp.c_proj"), "t5": ("q", "wo", "k")}  # a Conv1D that narrows; a layer whose weight T5 looks at
 

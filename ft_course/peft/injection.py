@@ -235,7 +235,7 @@ def options(
             raise ValueError(f"adapter_config.json: {name}={value!r} is not supported: without it the adapter would give other answers")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in known and value is not None}
 
-# %% ../../nbs/6_peft/60_injection.ipynb #a1c1fc83
+# %% ../../nbs/6_peft/60_injection.ipynb #d77a2f1b
 def load_adapter(
     model: PreTrainedModel,  # the base with a head of the right size; changed in place
     folder: str | Path,  # written by `save_adapter`, or by peft
@@ -252,7 +252,7 @@ def load_adapter(
     method.inject(model, **options(config, method))
     if (config.get("auto_mapping") or {}).get("base_sha256", hashed := base_hash(model)) != hashed:
         unload(model)
-        raise ValueError(f"{folder}: made for another base than this one (the frozen weights differ): load {config['base_model_name_or_path']}")
+        raise ValueError(f"{folder}: made for another base than this one (the frozen weights differ): it belongs to {config['base_model_name_or_path'] or 'a model without a name'}")
     tensors = load_file(folder / "adapter_model.safetensors")
     load_weights(model, method.from_file(tensors, model) if hasattr(method, "from_file") else from_file(tensors), folder)
     return model
