@@ -39,6 +39,7 @@ bench: .venv/ready  ## measure side by side with other libraries
 	$(BIN)/python bench/metrics.py
 	$(BIN)/python bench/batching.py
 	$(BIN)/python bench/trainer.py
+	$(BIN)/python bench/lora.py
 
 readme: .venv/ready  ## write README.md from nbs/index.ipynb
 	$(BIN)/python -m ft_course.teach.site readme

@@ -36,6 +36,14 @@ def test_switch_answers_as_the_other_model(method):
     assert all(torch.equal(t, first.tensors[name]) for name, t in adapter_state_dict(one).items())
 
 
+def test_switch_refuses_another_strength():
+    model = adapted()
+    before = logits(model, "bert")
+    with pytest.raises(ValueError, match="differ in lora_alpha: 16 and 8"):
+        switch(model, adapter(lora_alpha=8))
+    assert torch.equal(logits(model, "bert"), before)
+
+
 def test_an_adapter_is_a_copy():
     model = adapted()
     mine = take(model)

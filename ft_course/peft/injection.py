@@ -32,14 +32,14 @@ def ends_with(
     "Whether the last parts of an address are the target, part by part."
     return f".{name}".endswith(f".{target}")
 
-# %% ../../nbs/6_peft/60_injection.ipynb #eeeba198
+# %% ../../nbs/6_peft/60_injection.ipynb #8c0fc2ff
 def heads(model: PreTrainedModel) -> list[str]:  # ["classifier"]; DistilBERT has two: ["pre_classifier", "classifier"]
     "The parts of a model that are new for its task."
     if model.base_model is model:
         return []
     words = model.get_output_embeddings() or nn.Identity()
     old = {id(p) for part in (model.base_model, words) for p in part.parameters()}
-    return [name for name, part in model.named_children() if any(id(p) not in old for p in part.parameters())]
+    return [name for name, part in model.named_children() if part is not model.base_model and any(id(p) not in old for p in part.parameters())]
 
 # %% ../../nbs/6_peft/60_injection.ipynb #77327ed8
 def matching(
