@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 from common import read, versions, write
@@ -28,20 +30,28 @@ TASKS = {  # examples of each split, and passes over the training examples
     "banking77": dict(kind="classify", train=616, validation=300, test=800, epochs=5, max_length=48),
 }
 METHODS = ("full", "frozen", "bitfit", "lora", "adapter", "ia3", "prefix", "prompt", "ptuning")
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (5e-4, 2e-3, 8e-3, 3e-2)
 SEEDS = (0, 1, 2, 3, 4)
 BATCH = 16
+QUIET = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+
+
+@cache
+def read_data(name: str):
+    "A set, read once in a process."
+    from ft_course.data.sources import load
+
+    return load(name, TASKS[name]["kind"])
 
 
 def make_task(name: str, method: str, seed: int):
     "A task with its data cut and its method's parts in place."
     import torch
-    from ft_course.data.sources import load
     from ft_course.peft.injection import heads
     from ft_course.peft.tasks import adapt
     from ft_course.teach.runs import TASKS as KINDS
 
-    cut, data = TASKS[name], load(name, TASKS[name]["kind"])
+    cut, data = TASKS[name], read_data(name)
     rows = {split: data[split].shuffle(seed=seed if split == "train" else 0) for split in ("train", "validation", "test")}
     data = type(data)({split: part.select(range(min(cut[split], len(part)))) for split, part in rows.items()})
     task = KINDS[cut["kind"]](data, max_length=cut["max_length"], seed=seed)
@@ -56,9 +66,12 @@ def make_task(name: str, method: str, seed: int):
 
 
 def score(name: str, method: str, lr: float, seed: int) -> dict:
-    "Train once; validation and test score with the interval of the latter."
+    "Train once; validation and test score with the interval of the latter; nothing where the loss is no number any more."
     task = make_task(name, method, seed)
-    task.learner(epochs=TASKS[name]["epochs"], lr=lr, batch_size=BATCH).fit()
+    try:
+        task.learner(epochs=TASKS[name]["epochs"], lr=lr, batch_size=BATCH).fit()
+    except ArithmeticError:
+        return dict(validation=0.0, test=0.0, diverged=True)
     measure = "entity_f1" if TASKS[name]["kind"] == "ner" else "accuracy"
     validation, test = task.evaluate("validation"), task.evaluate("test")
     return dict(validation=validation[measure], test=test[measure], interval=test["interval"])
@@ -81,10 +94,10 @@ def cost(name: str, method: str) -> dict:
     return dict(trained=trained, total=total, file_bytes=size, step_seconds=seconds, peak_mb=peak)
 
 
-def fresh(*call) -> dict:
-    "One call of a function above in a process of its own, on one thread."
-    command = [sys.executable, __file__, "worker", *map(str, call)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"})
+def fresh_cost(name: str, method: str) -> dict:
+    "`cost` in a process of its own, on one thread."
+    command = [sys.executable, __file__, "worker", name, method]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | QUIET)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -98,9 +111,10 @@ def best_rate(runs: dict, name: str, method: str) -> float:
 
 
 def fill(result: dict, missing: list[tuple]) -> None:
-    "Make the runs that are missing, two at a time, and write each down as it ends."
-    with ThreadPoolExecutor(2) as pool:
-        futures = {pool.submit(fresh, "score", *run): run for run in missing}
+    "Make the runs that are missing, two at a time on a thread each, and write each down as it ends."
+    os.environ |= QUIET
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(score, *run): run for run in missing}
         for future in tqdm(as_completed(futures), total=len(futures)):
             result["runs"][key(*futures[future])] = future.result()
             write("comparison", result)
@@ -120,14 +134,13 @@ def main_score() -> None:
 def main_costs() -> None:
     "One after the other, since seconds count."
     result = read("comparison")
-    result["costs"] = {method: fresh("cost", "pros-cons", method) for method in tqdm(METHODS)}
+    result["costs"] = {method: fresh_cost("pros-cons", method) for method in tqdm(METHODS)}
     write("comparison", result)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
-        what, name, method, *rest = sys.argv[2:]
-        print(json.dumps(score(name, method, float(rest[0]), int(rest[1])) if what == "score" else cost(name, method)))
+        print(json.dumps(cost(*sys.argv[2:])))
     else:
         for part in sys.argv[1:] or ["score", "costs"]:
             {"score": main_score, "costs": main_costs}[part]()

@@ -172,7 +172,7 @@ def check_loading(
         raise CorruptCheckpoint(f"{folder}: {len(lost)} weights are missing or do not fit config.json, the first is {lost[0]}")
     log.info("%s: new weights: %s; left unread: %s", folder.name, ", ".join(new) or "none", ", ".join(left) or "none")
 
-# %% ../../nbs/3_model/31_checkpoints.ipynb #e5b4a35d
+# %% ../../nbs/3_model/31_checkpoints.ipynb #31f60a0b
 HEADS = {"ner": AutoModelForTokenClassification, "classify": AutoModelForSequenceClassification}
 
 
@@ -191,6 +191,7 @@ def load_model(
             folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True,
             output_loading_info=True, ignore_mismatched_sizes=True, **names)
     check_loading(folder, model, saved, info)
+    model.config._name_or_path = str(name)  # as given: a path on this disk says nothing elsewhere
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # off the file, into memory of its own
     return model

@@ -24,12 +24,9 @@ from ..model.checkpoints import write_extras
 from ..model.files import atomic_folder, read_header, verify
 from ..model.parameters import trainable_parameters
 
-# %% ../../nbs/6_peft/60_injection.ipynb #b0e0d1cf
-def ends_with(
-    name: str,  # an address: "bert.encoder.layer.0.attention.self.query"
-    target: str,  # "query", "self.query"
-) -> bool:
-    "Whether the last parts of an address are the target, part by part."
+# %% ../../nbs/6_peft/60_injection.ipynb #f1cf2fe3
+def ends_with(name: str, target: str) -> bool:
+    "Whether the last parts of an address (`a.self.query`) are the target (`query`, `self.query`), part by part."
     return f".{name}".endswith(f".{target}")
 
 # %% ../../nbs/6_peft/60_injection.ipynb #8c0fc2ff
@@ -58,13 +55,9 @@ def matching(
         raise ValueError(f"target_modules: nothing is called {lost[0]!r}; this model has {known}")
     return [name for name in names if any(ends_with(name, target) for target in targets)]
 
-# %% ../../nbs/6_peft/60_injection.ipynb #2764bce3
-def replace(
-    model: nn.Module,  # changed in place
-    name: str,  # an address
-    module: nn.Module,  # what shall stand there
-) -> None:
-    "Put a module in another's place, in the model's mode: a new part with dropout would train else, in a model that only answers."
+# %% ../../nbs/6_peft/60_injection.ipynb #189d64cd
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    "Put a module at an address, in the model's mode: a new part with dropout would train else, in a model that only answers."
     model.set_submodule(name, module.train(model.training))
 
 # %% ../../nbs/6_peft/60_injection.ipynb #e3adeccd
@@ -222,12 +215,9 @@ def load_weights(
     for name, tensor in tensors.items():
         mine[name].copy_(tensor)
 
-# %% ../../nbs/6_peft/60_injection.ipynb #e1d9bf7c
-def options(
-    config: dict,  # of a saved adapter
-    method,  # its module; NEUTRAL there: setting that `inject` doesn't have -> values that change nothing
-) -> dict:  # the arguments to inject it with
-    "What `inject` takes of a saved configuration; lists as tuples, and without what is null. Raises ValueError for what it lacks."
+# %% ../../nbs/6_peft/60_injection.ipynb #0fe81661
+def options(config: dict, method) -> dict:  # `method`: its module; NEUTRAL there: setting that `inject` lacks -> values that change nothing
+    "What a method's `inject` takes of a saved configuration; lists as tuples, and without what is null. Raises ValueError for what it lacks."
     known = set(inspect.signature(method.inject).parameters) - {"model"}
     neutral = getattr(method, "NEUTRAL", None)
     for name, value in config.items():

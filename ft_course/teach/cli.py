@@ -194,7 +194,7 @@ def evaluate(
     from ft_course.teach.runs import evaluate
     tell(evaluate(run, data, split), as_json, lambda report: show_report(report, split))
 
-# %% ../../nbs/9_teach/94_cli.ipynb #0d03ccaa
+# %% ../../nbs/9_teach/94_cli.ipynb #23fa6d75
 @app.command()
 def merge(
     run: Run,
@@ -202,8 +202,7 @@ def merge(
 ):
     "Fold a run's adapter into its base: a folder with whole weights."
     from ft_course.peft.tasks import merge_run
-    out = out or run.with_name(f"{run.name}-merged")
-    merge_run(run, out)
+    merge_run(run, out := out or run.with_name(f"{run.name}-merged"))
     typer.echo(f"saved in {out}")
 
 # %% ../../nbs/9_teach/94_cli.ipynb #fb093138
