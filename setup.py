@@ -1,11 +1,31 @@
 """Everything that setup needs to know stands in settings.ini."""
+import shutil
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+
+
+class WithoutSolutions(build_py):
+    "The wheel carries the student's edition of the lessons."
+
+    def run(self):
+        super().run()
+        lessons = Path(self.build_lib) / "ft_course/lessons"
+        if lessons.exists():  # an editable install has none
+            sys.path.insert(0, str(HERE))
+            from ft_course.teach.editions import student
+
+            shutil.rmtree(lessons)
+            student(HERE / "nbs", lessons)
+
 
 config = ConfigParser(delimiters=["="])
-config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+config.read(HERE / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 extras = {name: cfg[f"{name}_requirements"].split() for name in ("offline", "lab", "site", "dev")}
 extras["dev"] = sum(extras.values(), [])
@@ -29,6 +49,7 @@ setup(
                   "ft_course.results": ["*.json", "*.svg"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
+    cmdclass={"build_py": WithoutSolutions},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

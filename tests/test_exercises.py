@@ -1,4 +1,5 @@
 """Exercises of the lessons: the solution passes, the stub is not attempted, and every listed mistake is called by its own name."""
+import ast
 import json
 import re
 from functools import cache
@@ -12,7 +13,9 @@ from ft_course.start.practice import Exercise, difference, unnoticed
 from ft_course.teach.editions import is_checker, without_solution
 from ft_course.teach.lessons import lessons
 
-IMPORTS = re.compile(r"\A(?:(?:#.*|import .*|from .* import .*|\s*)\n?|from \S+ import \((?:[^)]*)\)\n?)*\Z")
+
+def only_imports(source: str) -> bool:
+    return all(isinstance(line, ast.Import | ast.ImportFrom) for line in ast.parse(source).body)
 
 
 def code(lesson) -> list[str]:
@@ -24,7 +27,7 @@ def namespace(lesson) -> dict:
     "What checkers and solutions may use: the lesson's imports, its exports, other checkers."
     names = vars(import_module(f"ft_course.{lesson.module}")).copy() if lesson.module else {}
     for source in code(lesson):
-        if IMPORTS.match(source) or is_checker(source):
+        if only_imports(source) or is_checker(source):
             exec(compile(source, lesson.name, "exec"), names)
     return names
 

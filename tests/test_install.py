@@ -55,6 +55,15 @@ def test_the_wheel_carries_lessons_corpora_and_numbers(archives):
     assert not [name for name in names if name.startswith(("tests/", "bench/", "nbs/")) or "checkpoints/" in name]
 
 
+def test_the_wheel_carries_no_solution(archives, tmp_path):
+    from ft_course.teach.editions import left_over
+
+    with zipfile.ZipFile(archives["wheel"]) as wheel:
+        wheel.extractall(tmp_path)
+    for name in NOTEBOOKS:
+        assert left_over(ROOT / "nbs" / name, tmp_path / "ft_course/lessons" / name) == []
+
+
 def test_the_source_archive_is_complete(archives):
     names = {name.partition("/")[2] for name in tarfile.open(archives["sdist"]).getnames()}
     assert {"settings.ini", "setup.py", "README.md", "LICENSE", *(f"nbs/{name}" for name in NOTEBOOKS)} <= names

@@ -13,6 +13,8 @@ from ft_course.peft.prompts import is_pair, places, reader
 from ft_course.theory.formulas import relative_error
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
+
 N = 4
 KINDS = {  # name -> (module, options of inject, peft's configuration)
     "prompt": (prompts, {}, "PromptTuningConfig"),

@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['SOLUTION', 'CONFIG', 'is_checker', 'is_check', 'without_solution', 'without_marks', 'for_students', 'notebooks',
-           'write_notebook', 'student', 'solutions', 'difficulty', 'mark', 'for_nbgrader', 'instructor']
+           'write_notebook', 'write_student', 'student', 'solutions', 'left_over', 'hints', 'folded', 'for_readers',
+           'difficulty', 'mark', 'for_nbgrader', 'mistakes', 'rubric', 'minutes', 'instructor']
 
-# %% ../../nbs/9_teach/94_editions.ipynb #2a09b46b
+# %% ../../nbs/9_teach/94_editions.ipynb #2d30b9a7
+import ast
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from .lessons import measures, read_lesson
 
 # %% ../../nbs/9_teach/94_editions.ipynb #1c560295
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION *$", re.S | re.M)
@@ -44,7 +48,7 @@ def for_students(cells: list[dict]) -> None:  # cells are changed in place
             cell["metadata"] = cell["metadata"] | {"jupyter": {"source_hidden": True}}
         cell["source"] = without_solution(source).splitlines(keepends=True)
 
-# %% ../../nbs/9_teach/94_editions.ipynb #015ee930
+# %% ../../nbs/9_teach/94_editions.ipynb #e175af36
 def notebooks(folder: Path) -> Iterator[Path]:
     "The notebooks of a folder, in order, without those that Jupyter keeps for itself."
     return (path for path in sorted(folder.rglob("*.ipynb")) if not any(part[0] == "." for part in path.relative_to(folder).parts))
@@ -56,6 +60,13 @@ def write_notebook(path: Path, nb: dict) -> None:
     path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_student(source: Path, target: Path) -> None:
+    "Write one notebook as students get it."
+    nb = json.loads(source.read_text(encoding="utf-8"))
+    for_students(nb["cells"])
+    write_notebook(target, nb)
+
+
 def student(
     source: Path,  # the lessons with solutions, or without
     out: Path,  # new, or empty
@@ -65,20 +76,54 @@ def student(
         raise FileExistsError(f"{out} is not empty: choose a new folder")
     paths = list(notebooks(source))
     for path in paths:
-        nb = json.loads(path.read_text(encoding="utf-8"))
-        for_students(nb["cells"])
-        write_notebook(out / path.relative_to(source), nb)
+        write_student(path, out / path.relative_to(source))
     return len(paths)
 
-# %% ../../nbs/9_teach/94_editions.ipynb #2960de0f
-def solutions(folder: Path) -> list[str]:  # at least twelve characters each, so that no line is found by accident
-    "The lines of all solutions in a folder of lessons."
-    found = []
-    for path in notebooks(folder):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            for _, text in SOLUTION.findall("".join(cell["source"])):
-                found += [line.strip() for line in text.splitlines() if len(line.strip()) >= 12]
-    return found
+# %% ../../nbs/9_teach/94_editions.ipynb #053cbb87
+def solutions(cells: list[dict]) -> list[str]:  # lines of at least twelve characters, so that none is found by accident
+    "The lines of a notebook's solutions."
+    texts = [text for cell in cells for _, text in SOLUTION.findall("".join(cell["source"]))]
+    return [line.strip() for text in texts for line in text.splitlines() if len(line.strip()) >= 12]
+
+
+def left_over(source: Path, edition: Path) -> list[str]:
+    "Lines of solutions that a student's notebook still holds."
+    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    everybody = json.dumps([without_solution("".join(cell["source"])) for cell in cells], ensure_ascii=False)
+    text = json.dumps(json.loads(edition.read_text(encoding="utf-8")), ensure_ascii=False)
+    quoted = {line: json.dumps(line, ensure_ascii=False)[1:-1] for line in solutions(cells)}
+    return [line for line, there in quoted.items() if text.count(there) > everybody.count(there)]
+
+# %% ../../nbs/9_teach/94_editions.ipynb #43489ebf
+def hints(source: str) -> tuple[str, ...]:
+    "The hints in a checker's source."
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Exercise"]
+    found = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "hints"]
+    return ast.literal_eval(found[0]) if found else ()
+
+
+def folded(cell: dict, title: str, text: str) -> dict:
+    "A cell of text, made from another cell, that opens when its title is pressed."
+    name = f"{cell['id']}-{title.replace(' ', '-').lower()}"
+    return dict(cell_type="markdown", id=name, metadata={}, source=f":::{{dropdown}} {title}\n{text}\n:::")
+
+
+def for_readers(cells: list[dict]) -> list[dict]:
+    "Cells of an executed lesson for a page: no checkers, stubs without results, then hints and solution folded."
+    page, extra = [], []
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and is_checker(source):
+            extra += [folded(cell, f"Hint {i}", text) for i, text in enumerate(hints(source), 1)]
+            continue
+        if cell["cell_type"] == "code" and SOLUTION.search(source):
+            extra.append(folded(cell, "Solution", f"```python\n{without_marks(source)}\n```"))
+            cell["source"], cell["outputs"] = without_solution(source), []
+        page.append(cell)
+        if cell["cell_type"] == "code" and is_check(source):
+            cell["outputs"] = []
+            page, extra = page + extra, []
+    return page
 
 # %% ../../nbs/9_teach/94_editions.ipynb #0d668914
 def difficulty(cells: list[dict], at: int) -> int:
@@ -108,14 +153,38 @@ def for_nbgrader(cells: list[dict]) -> int:  # points; cells are changed in plac
             points += worth
     return points
 
-# %% ../../nbs/9_teach/94_editions.ipynb #1cde5a16
+# %% ../../nbs/9_teach/94_editions.ipynb #4b31ebaf
+def mistakes(source: str) -> list[str]:
+    "What a checker's source calls the usual mistakes."
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Exercise"]
+    found = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "mistakes"]
+    return [ast.literal_eval(key) for key in found[0].keys] if found else []
+
+
+def rubric(title: str, cells: list[dict]) -> str:
+    "What each exercise of a lesson is worth, and what goes wrong in it."
+    lines = [f"## {title}", ""]
+    for i, cell in enumerate(cells):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and (name := re.search(r"^ex_(\w+) = Exercise\(", source, re.M)) and is_checker(source):
+            lines += [f"**{name[1]}**, {difficulty(cells, i)} points. Usual mistakes:", "", *(f"- {text}" for text in mistakes(source)), ""]
+    return "\n".join(lines)
+
+
+def minutes(cells: list[dict], seconds: float) -> int:  # `seconds`: the notebook's last run
+    "What a lesson takes in class: its run, its exercises, and its text at 150 words a minute."
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    exercises = sum(map(int, re.findall(r"Difficulty \d of 3, (\d+) minutes", text)))
+    return round(seconds / 60 + exercises + len(text.split()) / 150)
+
+# %% ../../nbs/9_teach/94_editions.ipynb #ea094bb5
 CONFIG = """c = get_config()
 c.CourseDirectory.course_id = "ft_course"
 c.ExecutePreprocessor.timeout = 1200
 c.ClearSolutions.code_stub = {"python": "raise NotImplementedError"}
 """
 
-
+# %% ../../nbs/9_teach/94_editions.ipynb #24ea4ef3
 def instructor(
     source: Path,  # lessons with solutions
     out: Path,  # new, or empty
@@ -123,13 +192,17 @@ def instructor(
     "Write a course folder of nbgrader. Raises FileExistsError where something lies already, ValueError where the lessons have no solutions."
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: choose a new folder")
-    if not solutions(source):
+    opened = [(read_lesson(path), json.loads(path.read_text(encoding="utf-8"))) for path in notebooks(source)]
+    if not any(solutions(nb["cells"]) for _, nb in opened):
         raise ValueError(f"{source} holds the student's edition: run this in a checkout of the course")
-    points = {}
-    for path in notebooks(source):
-        nb = json.loads(path.read_text(encoding="utf-8"))
-        if worth := for_nbgrader(nb["cells"]):
-            points[path.stem] = worth
-            write_notebook(out / "source" / path.stem / path.name, nb)
-    (out / "nbgrader_config.py").write_text(CONFIG, encoding="utf-8")
+    points, rubrics, schedule = {}, ["# Rubric", ""], ["# Schedule", "", "| lesson | minutes | points |", "|---|---|---|"]
+    for lesson, nb in opened:
+        name, worth = lesson.path.stem, for_nbgrader(nb["cells"])
+        schedule.append(f"| {lesson.number} {lesson.title} | {minutes(nb['cells'], measures(lesson).get('seconds', 0))} | {worth or ''} |")
+        if worth:
+            points[name] = worth
+            rubrics.append(rubric(f"{lesson.number} {lesson.title}", nb["cells"]))
+            write_notebook(out / "source" / name / lesson.path.name, nb)
+    for file, text in {"nbgrader_config.py": CONFIG, "rubric.md": "\n".join(rubrics), "schedule.md": "\n".join([*schedule, ""])}.items():
+        (out / file).write_text(text, encoding="utf-8")
     return points

@@ -7,7 +7,7 @@ __all__ = ['TAGS', 'CONF', 'CSS', 'split_directives', 'stays', 'facts', 'page', 
            'readme', 'contents', 'write_lesson', 'write_front_page', 'write_reference', 'write_static', 'sphinx',
            'build', 'main']
 
-# %% ../../nbs/9_teach/95_site.ipynb #e621fd7e
+# %% ../../nbs/9_teach/95_site.ipynb #5a708ca3
 import json
 import posixpath
 import re
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import ft_course
 from . import lessons as run
+from .editions import for_readers, write_student
 from .lessons import OUT, PARTS, Lesson, lessons, lessons_folder, measures, read_lesson
 from .reference import api_page, what_you_built
 
@@ -57,16 +58,17 @@ def facts(
             f"</_notebooks/{lesson.name}-executed.ipynb>`, or [open it](http://localhost:8888/lab/tree/{lesson.name}.ipynb) "
             "in your JupyterLab (`make lab`).")
 
-# %% ../../nbs/9_teach/95_site.ipynb #88846550
+# %% ../../nbs/9_teach/95_site.ipynb #d3756656
 def page(
     lesson: Lesson,
     nb: "nbformat.NotebookNode",  # executed; changed in place
     cost: dict,  # from `measures`
 ) -> "nbformat.NotebookNode":
     "Make the page of a lesson."
+    from nbformat import from_dict
     from nbformat.v4 import new_markdown_cell
 
-    nb.cells = [cell for cell in nb.cells if stays(cell)]
+    nb.cells = [cell for cell in map(from_dict, for_readers(nb.cells)) if stays(cell)]
     title = re.match(r"# .*\n*(>.*\n?)*", nb.cells[0].source)[0]
     nb.cells[0].source = f"{title}\n{facts(lesson, cost)}\n\n{nb.cells[0].source[len(title):]}"
     nb.cells.append(new_markdown_cell(what_you_built(lesson)))
@@ -114,7 +116,7 @@ def contents() -> str:  # Markdown
             blocks.append("\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *rows, "```"]))
     return "\n\n".join(blocks)
 
-# %% ../../nbs/9_teach/95_site.ipynb #bdf8d729
+# %% ../../nbs/9_teach/95_site.ipynb #8c9b334f
 CONF = dict(
     project="ft_course", html_title="ft_course", author="the ft_course authors", version=ft_course.__version__,
     extensions=["myst_nb", "sphinx_exercise", "sphinx_design", "sphinx.ext.mathjax"], exclude_patterns=["_notebooks"],
@@ -138,9 +140,10 @@ article { overflow-wrap: break-word; }
 .prev-next-title, article code.literal, article .pre, article .sig, article .sig *, article dt, article dd { overflow-wrap: anywhere; white-space: normal; }
 .cell_output .text_html th, .cell_output .text_html td { padding: 0.15rem 0.6rem; }
 .cell_output .text_html { overflow-x: auto; }
+.bd-main .bd-content .bd-article-container { max-width: 64rem; }
 """
 
-# %% ../../nbs/9_teach/95_site.ipynb #9292abdc
+# %% ../../nbs/9_teach/95_site.ipynb #0f16c3ab
 def write_lesson(
     src: Path,  # Sphinx's source folder
     lesson: Lesson,
@@ -150,9 +153,8 @@ def write_lesson(
     import nbformat
 
     executed, offered = out / f"{lesson.name}.ipynb", src / "_notebooks" / lesson.name
-    for folder in offered.parent, (src / lesson.name).parent:
-        folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(lesson.path, f"{offered}.ipynb")
+    (src / lesson.name).parent.mkdir(parents=True, exist_ok=True)
+    write_student(lesson.path, offered.with_suffix(".ipynb"))
     shutil.copy(executed, f"{offered}-executed.ipynb")
     nb = page(lesson, nbformat.read(executed, as_version=4), measures(lesson, out))
     nbformat.write(nb, src / f"{lesson.name}.ipynb")

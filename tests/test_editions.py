@@ -1,0 +1,92 @@
+"""The editions: students get no solution, instructors get a course that nbgrader reads and grades."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ft_course.teach import editions
+from ft_course.teach.lessons import execute, lessons_folder
+
+NBS = lessons_folder()
+LESSON = "11_losses"
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("student")
+    assert editions.student(NBS, out) == len(list(editions.notebooks(NBS)))
+    return out
+
+
+def test_no_solution_is_left_in_text_or_metadata(student):
+    for path in editions.notebooks(NBS):
+        assert editions.left_over(path, student / path.relative_to(NBS)) == []
+    assert sum(bool(editions.left_over(path, path)) for path in editions.notebooks(NBS)) > 1
+
+
+def test_a_lesson_of_the_student_runs_with_nothing_attempted(student):
+    nb, _ = execute(student / f"1_theory/{LESSON}.ipynb")
+    outputs = [str(cell.outputs) for cell in nb.cells if cell.cell_type == "code" and editions.is_check(cell.source)]
+    assert len(outputs) >= 3 and all("not attempted" in text for text in outputs)
+
+
+def test_a_folder_with_something_in_it_is_refused(student):
+    with pytest.raises(FileExistsError, match="not empty"):
+        editions.student(NBS, student)
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("course")
+    points = editions.instructor(NBS, out)
+    assert points[LESSON] >= 3
+    return out
+
+
+@pytest.fixture(autouse=True)
+def programs_of_this_environment(monkeypatch):
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # nbgrader calls alembic
+
+
+def nbgrader(course: Path, *command: str) -> None:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "FT_COURSE_STATIC": "1"}
+    done = subprocess.run([sys.executable, "-m", "nbgrader", *command], cwd=course, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def answer(path: Path, name: str, body: str) -> None:
+    "Fill in a stub."
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    for cell in nb["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and f"def {name}(" in source and "raise NotImplementedError" in source:
+            cell["source"] = source.replace("raise NotImplementedError", body)
+    path.write_text(json.dumps(nb), encoding="utf-8")
+
+
+def test_nbgrader_releases_and_grades(course):
+    from nbgrader.api import Gradebook
+
+    nbgrader(course, "generate_assignment", LESSON)
+    release = course / "release" / LESSON / f"{LESSON}.ipynb"
+    text = release.read_text(encoding="utf-8")
+    assert "BEGIN SOLUTION" not in text and "raise NotImplementedError" in text
+    submitted = course / "submitted/ada" / LESSON / f"{LESSON}.ipynb"
+    submitted.parent.mkdir(parents=True)
+    submitted.write_text(text, encoding="utf-8")
+    answer(submitted, "soft_cross_entropy", "return -(q * z.log_softmax(-1)).sum(-1)")
+    answer(submitted, "epoch_loss", "return 0.0")
+    nbgrader(course, "autograde", LESSON)
+    with Gradebook(f"sqlite:///{course / 'gradebook.db'}") as book:
+        notebook = book.find_submission_notebook(LESSON, LESSON, "ada")
+        scores = {grade.cell.name: (grade.auto_score, grade.max_score) for grade in notebook.grades}
+    assert sorted(scores.values()) == [(0, 1), (0, 2), (2, 2)]
+
+
+def test_rubric_and_schedule(course):
+    rubric, schedule = ((course / f"{name}.md").read_text(encoding="utf-8") for name in ("rubric", "schedule"))
+    assert "that is the mean of batch means" in rubric and "**epoch_loss**, 1 points" in rubric
+    assert schedule.count("\n") > 40 and "11 Losses" in schedule
