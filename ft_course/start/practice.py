@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['kind', 'family', 'difference', 'part_difference', 'tensor_difference', 'Failed', 'Verdict', 'show', 'quietly',
-           'Exercise', 'unnoticed']
+           'Exercise', 'complain', 'inputs', 'diagnose', 'judge', 'unnoticed']
 
-# %% ../../nbs/0_start/02_practice.ipynb #82ddd190
+# %% ../../nbs/0_start/02_practice.ipynb #a5875e62
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ def family(value: Any) -> type:
         return float
     return list if isinstance(value, (list, tuple)) else type(value)
 
-# %% ../../nbs/0_start/02_practice.ipynb #6817b86c
+# %% ../../nbs/0_start/02_practice.ipynb #a97227e8
 def difference(
     got: Any,  # what a learner's function returned
     want: Any,  # a number, text, tensor, or lists and dicts of these
@@ -54,7 +54,7 @@ def difference(
     near = family(want) is float and (abs(got - want) <= rtol * max(1e-12, abs(want)) or got != got and want != want)
     return "" if near or got == want else "the value differs"
 
-
+# %% ../../nbs/0_start/02_practice.ipynb #5be05e2c
 def part_difference(parts: list[tuple[str, Any, Any]], rtol: float) -> str:
     "The first difference between parts: (where, got, want)."
     return next((f"at {where}: {text}" for where, got, want in parts if (text := difference(got, want, rtol))), "")
@@ -109,7 +109,7 @@ def quietly(f: Callable, args: tuple) -> Any:
     except Exception as error:
         return error
 
-# %% ../../nbs/0_start/02_practice.ipynb #4144ee20
+# %% ../../nbs/0_start/02_practice.ipynb #45e3b33f
 @dataclass
 class Exercise:
     "Checks a function on fresh inputs; knows the usual mistakes, and some hints."
@@ -122,54 +122,9 @@ class Exercise:
     rtol: float = 1e-5
     draws: int = 20
 
-    def inputs(self, seed: int) -> Iterator[tuple]:
-        "Fresh arguments; the same for the same seed."
-        rng = random.Random(seed)
-        for _ in range(self.draws):
-            torch.manual_seed(rng.randrange(2**31))
-            yield self.draw(rng)
-
-    def complain(self, attempt: Callable, args: tuple) -> str:
-        "What is wrong with an attempt for these arguments; empty where nothing is."
-        given = deepcopy(args)
-        try:
-            got = attempt(*given)
-        except NotImplementedError:
-            raise
-        except Exception as error:
-            return f"it raised {type(error).__name__}: {error}"
-        text = difference(got, want := self.oracle(*deepcopy(args)), self.rtol)
-        if text:
-            return f"{text}\n  got    {show(got)}\n  wanted {show(want)}"
-        return "it changes its input: work on a copy" if difference(list(given), list(args)) else ""
-
-    def diagnose(self, attempt: Callable, cases: list[tuple]) -> str:
-        "The known mistake that gives just what the attempt gives; empty where there is none."
-        results = [quietly(attempt, args) for args in cases]
-        for message, wrong in self.mistakes.items():
-            if not any(difference(got, quietly(wrong, args), self.rtol) for got, args in zip(results, cases)):
-                return message
-        return ""
-
-    def judge(self, attempt: Callable, seed: int | None = None) -> Verdict:
-        "Try an attempt on fresh inputs. Whatever it does, this returns."
-        state, generator = random.randrange(2**31) if seed is None else seed, torch.get_rng_state()
-        try:
-            cases = sorted(self.inputs(state), key=lambda args: len(repr(args)))
-            found = next(((args, text) for args in cases if (text := self.complain(attempt, args))), None)
-        except NotImplementedError:
-            return Verdict(self.name, "not attempted")
-        finally:
-            torch.set_rng_state(generator)
-        if found is None:
-            return Verdict(self.name, "passed")
-        args, text = found
-        likely = self.diagnose(attempt, cases)
-        return Verdict(self.name, "failed", f"{likely + chr(10) if likely else ''}{self.name}({', '.join(map(show, args))}): {text}")
-
     def check(self, attempt: Callable) -> Verdict:
         "Judge an attempt; raises `Failed` for a wrong one, and for a missing one where nbgrader grades."
-        verdict = self.judge(attempt)
+        verdict = judge(self, attempt)
         if verdict.state == "failed" or verdict.state != "passed" and os.environ.get("NBGRADER_EXECUTION") == "autograde":
             raise Failed(str(verdict))
         return verdict
@@ -179,8 +134,55 @@ class Exercise:
         for i, text in enumerate(self.hints[:n], 1):
             print(f"Hint {i} of {len(self.hints)}: {text}")
 
-# %% ../../nbs/0_start/02_practice.ipynb #7314ddbe
+# %% ../../nbs/0_start/02_practice.ipynb #13d1f8e9
+def complain(exercise: Exercise, attempt: Callable, args: tuple) -> str:
+    "What is wrong with an attempt for these arguments; empty where nothing is. Lets NotImplementedError through."
+    given = deepcopy(args)
+    try:
+        got = attempt(*given)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        return f"it raised {type(error).__name__}: {error}"
+    text = difference(got, want := exercise.oracle(*deepcopy(args)), exercise.rtol)
+    if text:
+        return f"{text}\n  got    {show(got)}\n  wanted {show(want)}"
+    return "it changes its input: work on a copy" if difference(list(given), list(args)) else ""
+
+# %% ../../nbs/0_start/02_practice.ipynb #5c7dc601
+def inputs(exercise: Exercise, seed: int) -> list[tuple]:
+    "Fresh arguments, small ones first; the same for the same seed. Torch's own random state stays as it was."
+    rng, state, cases = random.Random(seed), torch.get_rng_state(), []
+    for _ in range(exercise.draws):
+        torch.manual_seed(rng.randrange(2**31))
+        cases.append(exercise.draw(rng))
+    torch.set_rng_state(state)
+    return sorted(cases, key=lambda args: len(repr(args)))
+
+
+def diagnose(exercise: Exercise, attempt: Callable, cases: list[tuple]) -> str:
+    "What the known mistake is called that gives just what the attempt gives; empty where there is none."
+    results = [quietly(attempt, args) for args in cases]
+    for message, wrong in exercise.mistakes.items():
+        if not any(difference(got, quietly(wrong, args), exercise.rtol) for got, args in zip(results, cases)):
+            return message + "\n"
+    return ""
+
+# %% ../../nbs/0_start/02_practice.ipynb #439c2ee2
+def judge(exercise: Exercise, attempt: Callable, seed: int | None = None) -> Verdict:
+    "Try an attempt on fresh inputs; whatever it does, this returns."
+    cases = inputs(exercise, random.randrange(2**31) if seed is None else seed)
+    try:
+        found = next(((args, text) for args in cases if (text := complain(exercise, attempt, args))), None)
+    except NotImplementedError:
+        return Verdict(exercise.name, "not attempted")
+    if found is None:
+        return Verdict(exercise.name, "passed")
+    call = f"{exercise.name}({', '.join(map(show, found[0]))})"
+    return Verdict(exercise.name, "failed", f"{diagnose(exercise, attempt, cases)}{call}: {found[1]}")
+
+# %% ../../nbs/0_start/02_practice.ipynb #01bd51a6
 def unnoticed(exercise: Exercise) -> list[str]:  # messages; empty when all is well
     "The mistakes of an exercise that pass its check, or that are called something else."
-    verdicts = {message: exercise.judge(wrong, seed=0) for message, wrong in exercise.mistakes.items()}
+    verdicts = {message: judge(exercise, wrong, seed=0) for message, wrong in exercise.mistakes.items()}
     return [message for message, verdict in verdicts.items() if verdict.state != "failed" or not verdict.message.startswith(message)]

@@ -21,7 +21,7 @@ import typer
 from . import editions
 from .lessons import QUIET, lessons_folder
 
-# %% ../../nbs/9_teach/96_classroom.ipynb #f40ba7ec
+# %% ../../nbs/9_teach/96_classroom.ipynb #e71e6f77
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 COLORS = {"missing": "red", "failed": "red", "optional": "dim", "not attempted": "dim"}
 
@@ -40,7 +40,7 @@ def show(
         table.add_row(name, *cells, style=COLORS.get(cells[0]))
     Console(force_jupyter=False, width=None if sys.stdout.isatty() else 110).print(table)
 
-
+# %% ../../nbs/9_teach/96_classroom.ipynb #6e531420
 def tell(
     result: Any,  # plain JSON types
     as_json: bool,
@@ -105,7 +105,7 @@ def keep(path: Path, verdicts: list[dict]) -> None:
     file.write_text(json.dumps(record, indent=1), encoding="utf-8")
     (folder / "progress.md").write_text(progress_page(record), encoding="utf-8")
 
-# %% ../../nbs/9_teach/96_classroom.ipynb #5c0822f1
+# %% ../../nbs/9_teach/96_classroom.ipynb #7d0640a6
 classroom = typer.Typer(no_args_is_help=True)
 New = Annotated[Path, typer.Argument(metavar="OUT", help="New folder.", file_okay=False, show_default=False)]
 
@@ -121,7 +121,7 @@ def check(
     tell(verdicts, as_json, lambda rows: show(("exercise", "state", "message"), [row.values() for row in rows]))
     raise typer.Exit(int(any(v["state"] in ("failed", "not run") for v in verdicts)))
 
-
+# %% ../../nbs/9_teach/96_classroom.ipynb #d6fd883e
 @classroom.command()
 def student(out: New):
     "Write the student's edition: all lessons, stubs in place of solutions."

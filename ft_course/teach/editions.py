@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .lessons import measures, read_lesson
 
-# %% ../../nbs/9_teach/94_editions.ipynb #1c560295
+# %% ../../nbs/9_teach/94_editions.ipynb #99dee793
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION *$", re.S | re.M)
 
 
@@ -29,7 +29,7 @@ def is_check(source: str) -> bool:
     "Whether a code cell calls a check."
     return re.fullmatch(r"ex_\w+\.check\(\w+\)", source.strip()) is not None
 
-
+# %% ../../nbs/9_teach/94_editions.ipynb #4a849bfa
 def without_solution(source: str) -> str:
     "A cell as students get it: the stub."
     return SOLUTION.sub(r"\1raise NotImplementedError", source)
@@ -48,7 +48,7 @@ def for_students(cells: list[dict]) -> None:  # cells are changed in place
             cell["metadata"] = cell["metadata"] | {"jupyter": {"source_hidden": True}}
         cell["source"] = without_solution(source).splitlines(keepends=True)
 
-# %% ../../nbs/9_teach/94_editions.ipynb #e175af36
+# %% ../../nbs/9_teach/94_editions.ipynb #d28ac885
 def notebooks(folder: Path) -> Iterator[Path]:
     "The notebooks of a folder, in order, without those that Jupyter keeps for itself."
     return (path for path in sorted(folder.rglob("*.ipynb")) if not any(part[0] == "." for part in path.relative_to(folder).parts))
@@ -59,7 +59,7 @@ def write_notebook(path: Path, nb: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-
+# %% ../../nbs/9_teach/94_editions.ipynb #3bcaeef7
 def write_student(source: Path, target: Path) -> None:
     "Write one notebook as students get it."
     nb = json.loads(source.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def left_over(source: Path, edition: Path) -> list[str]:
     quoted = {line: json.dumps(line, ensure_ascii=False)[1:-1] for line in solutions(cells)}
     return [line for line, there in quoted.items() if text.count(there) > everybody.count(there)]
 
-# %% ../../nbs/9_teach/94_editions.ipynb #43489ebf
+# %% ../../nbs/9_teach/94_editions.ipynb #b2f90fe7
 def hints(source: str) -> tuple[str, ...]:
     "The hints in a checker's source."
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Exercise"]
@@ -107,7 +107,7 @@ def folded(cell: dict, title: str, text: str) -> dict:
     name = f"{cell['id']}-{title.replace(' ', '-').lower()}"
     return dict(cell_type="markdown", id=name, metadata={}, source=f":::{{dropdown}} {title}\n{text}\n:::")
 
-
+# %% ../../nbs/9_teach/94_editions.ipynb #f668583a
 def for_readers(cells: list[dict]) -> list[dict]:
     "Cells of an executed lesson for a page: no checkers, stubs without results, then hints and solution folded."
     page, extra = [], []
@@ -125,14 +125,14 @@ def for_readers(cells: list[dict]) -> list[dict]:
             page, extra = page + extra, []
     return page
 
-# %% ../../nbs/9_teach/94_editions.ipynb #0d668914
+# %% ../../nbs/9_teach/94_editions.ipynb #15ecd72d
 def difficulty(cells: list[dict], at: int) -> int:
     "The difficulty of an exercise, from the text above its cell."
     above = "".join("".join(cell["source"]) for cell in cells[max(0, at - 4) : at] if cell["cell_type"] == "markdown")
     found = re.findall(r"Difficulty (\d) of 3", above)
     return int(found[-1]) if found else 1
 
-
+# %% ../../nbs/9_teach/94_editions.ipynb #0e6ad2d4
 def mark(cell: dict, name: str, **what) -> None:
     "Tell nbgrader what a cell is."
     marks = dict(schema_version=3, grade_id=name, grade=False, solution=False, locked=False, task=False)
@@ -153,7 +153,7 @@ def for_nbgrader(cells: list[dict]) -> int:  # points; cells are changed in plac
             points += worth
     return points
 
-# %% ../../nbs/9_teach/94_editions.ipynb #4b31ebaf
+# %% ../../nbs/9_teach/94_editions.ipynb #eedddbf1
 def mistakes(source: str) -> list[str]:
     "What a checker's source calls the usual mistakes."
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Exercise"]
@@ -170,7 +170,7 @@ def rubric(title: str, cells: list[dict]) -> str:
             lines += [f"**{name[1]}**, {difficulty(cells, i)} points. Usual mistakes:", "", *(f"- {text}" for text in mistakes(source)), ""]
     return "\n".join(lines)
 
-
+# %% ../../nbs/9_teach/94_editions.ipynb #f01d48e2
 def minutes(cells: list[dict], seconds: float) -> int:  # `seconds`: the notebook's last run
     "What a lesson takes in class: its run, its exercises, and its text at 150 words a minute."
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
