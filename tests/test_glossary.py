@@ -34,6 +34,7 @@ def test_a_concept_lives_in_a_lesson_and_a_test(entry):
     ("`LoRA` and $LoRA$ and [LoRA](x.md)", "`LoRA` and $LoRA$ and [LoRA](x.md)"),
     ("# LoRA\n| LoRA |\n**LoRA**", "# LoRA\n| LoRA |\n**LoRA**"),
     ("QLoRA or LoRAs", "QLoRA or LoRAs"),
+    ("<details><summary>With LoRA</summary>", "<details><summary>With LoRA</summary>"),
     ("lora, then LoRA", "{term}`lora <LoRA>`, then LoRA"),
     ("$$\nLoRA\n$$\n```\nLoRA\n```", "$$\nLoRA\n$$\n```\nLoRA\n```")])
 def test_links_stand_in_running_text_alone(text, linked):

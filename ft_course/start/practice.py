@@ -149,14 +149,13 @@ def complain(exercise: Exercise, attempt: Callable, args: tuple) -> str:
         return f"{text}\n  got    {show(got)}\n  wanted {show(want)}"
     return "it changes its input: work on a copy" if difference(list(given), list(args)) else ""
 
-# %% ../../nbs/0_start/02_practice.ipynb #5c7dc601
+# %% ../../nbs/0_start/02_practice.ipynb #84edd99d
 def inputs(exercise: Exercise, seed: int) -> list[tuple]:
-    "Fresh arguments, small ones first; the same for the same seed. Torch's own random state stays as it was."
-    rng, state, cases = random.Random(seed), torch.get_rng_state(), []
+    "Fresh arguments, small ones first; the same for the same seed."
+    rng, cases = random.Random(seed), []
     for _ in range(exercise.draws):
         torch.manual_seed(rng.randrange(2**31))
         cases.append(exercise.draw(rng))
-    torch.set_rng_state(state)
     return sorted(cases, key=lambda args: len(repr(args)))
 
 
@@ -168,9 +167,10 @@ def diagnose(exercise: Exercise, attempt: Callable, cases: list[tuple]) -> str:
             return message + "\n"
     return ""
 
-# %% ../../nbs/0_start/02_practice.ipynb #439c2ee2
+# %% ../../nbs/0_start/02_practice.ipynb #412b68c0
+@torch.random.fork_rng(devices=[])
 def judge(exercise: Exercise, attempt: Callable, seed: int | None = None) -> Verdict:
-    "Try an attempt on fresh inputs; whatever it does, this returns."
+    "Try an attempt on fresh inputs; whatever it does, this returns, and torch's random state is as before."
     cases = inputs(exercise, random.randrange(2**31) if seed is None else seed)
     try:
         found = next(((args, text) for args in cases if (text := complain(exercise, attempt, args))), None)

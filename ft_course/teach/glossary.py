@@ -39,8 +39,8 @@ def entries(
     blocks = re.findall(r"```\{glossary\}\n(.*?)\n```", "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"), re.S)
     return [read_entry(text) for block in blocks for text in block.split("\n\n")]
 
-# %% ../../nbs/9_teach/95_glossary.ipynb #4e3dc7ad
-KEEP = re.compile(r"(```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$|!?\[[^\]]*\]\([^)]*\)|<[^>]*>|^\s*(?:#|>|\||:::).*?$|\*\*[^*]*\*\*)", re.S | re.M)
+# %% ../../nbs/9_teach/95_glossary.ipynb #36223026
+KEEP = re.compile(r"(```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$|!?\[[^\]]*\]\([^)]*\)|<summary>.*?</summary>|<[^>]*>|^\s*(?:#|>|\||:::).*?$|\*\*[^*]*\*\*)", re.S | re.M)
 
 
 def link_terms(

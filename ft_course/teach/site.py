@@ -124,12 +124,12 @@ def contents() -> str:  # Markdown
             blocks.append("\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *rows, "```"]))
     return "\n\n".join(blocks)
 
-# %% ../../nbs/9_teach/98_site.ipynb #8c9b334f
+# %% ../../nbs/9_teach/98_site.ipynb #de7e39a3
 CONF = dict(
     project="ft_course", html_title="ft_course", author="the ft_course authors", version=ft_course.__version__,
     extensions=["myst_nb", "sphinx_exercise", "sphinx_design", "sphinx.ext.mathjax"], exclude_patterns=["_notebooks"],
     myst_enable_extensions=["attrs_block", "colon_fence", "deflist", "dollarmath", "fieldlist"], myst_heading_anchors=3,
-    nb_execution_mode="off", nb_merge_streams=True, nb_output_stderr="remove", nb_ipywidgets_js={},
+    nb_execution_mode="off", nb_merge_streams=True, nb_output_stderr="remove", nb_ipywidgets_js={}, suppress_warnings=["mystnb.unknown_mime_type"],
     mathjax_path="mathjax/tex-svg-full.js", mathjax3_config={"options": {"enableMenu": False}},
     html_theme="sphinx_book_theme", html_static_path=["_static"], html_css_files=["site.css"],
     html_copy_source=False, html_show_sourcelink=False, html_use_index=False,
@@ -137,6 +137,8 @@ CONF = dict(
     html_theme_options=dict(use_download_button=False, navbar_persistent=[], show_toc_level=2, home_page_in_toc=True),
     python_maximum_signature_line_length=80, toc_object_entries_show_parents="hide", add_module_names=False,
 )
+
+# %% ../../nbs/9_teach/98_site.ipynb #75bca0eb
 CSS = """
 .facts { color: var(--pst-color-text-muted); font-size: .875rem; }
 .facts a.download code { all: unset; }
@@ -149,6 +151,7 @@ article { overflow-wrap: break-word; }
 .cell_output .text_html th, .cell_output .text_html td { padding: 0.15rem 0.6rem; }
 .cell_output .text_html { overflow-x: auto; }
 .bd-main .bd-content .bd-article-container { max-width: 64rem; }
+article details:not(.sd-dropdown, .hide) { margin: .3rem 0; }
 """
 
 # %% ../../nbs/9_teach/98_site.ipynb #0f16c3ab
