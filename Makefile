@@ -41,7 +41,8 @@ bench: .venv/ready  ## measure side by side with other libraries
 	$(BIN)/python bench/trainer.py
 	$(BIN)/python bench/lora.py
 
-readme: .venv/ready  ## write README.md from nbs/index.ipynb
+readme: .venv/ready  ## write README.md from nbs/index.ipynb, and draw the map of the course
+	$(BIN)/python -m ft_course.teach.map
 	$(BIN)/python -m ft_course.teach.site readme
 
 clean:  ## remove what was built, keep .venv

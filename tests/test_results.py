@@ -69,3 +69,19 @@ def test_the_lesson_on_starts_types_no_number_that_was_measured():
     cells = json.loads((ROOT / "nbs" / "5_tasks" / "53_why_pretrained.ipynb").read_text(encoding="utf-8"))["cells"]
     prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert not re.findall(r"[^\n]*(?<![\w/:])\d*\.\d+[^\n]*|[^\n]*\d ?%[^\n]*", prose)
+
+
+def test_the_map_is_drawn_from_todays_lessons(tmp_path):
+    from ft_course.teach.map import draw_map
+
+    draw_map(tmp_path / "map.svg")
+    assert (tmp_path / "map.svg").read_text() == (ROOT / "results/map.svg").read_text(), "run: make readme"
+
+
+def test_lessons_need_only_what_comes_before():
+    from ft_course.teach.lessons import lessons
+    from ft_course.teach.map import needs
+
+    order = [lesson.name for lesson in lessons()]
+    for lesson in lessons():
+        assert all(before in order and (before[0] < lesson.name[0] or order.index(before) < order.index(lesson.name)) for before in needs(lesson))
