@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from functools import lru_cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
@@ -17,6 +18,7 @@ from ft_course.teach.lessons import lessons
 SITE = Path(__file__).parent.parent / "_site"
 PAGES = [page.relative_to(SITE).as_posix() for page in sorted(SITE.rglob("*.html")) if "_static" not in page.parts]
 LESSONS = lessons()
+SAMPLE = ["index.html", "search.html", "api/index.html", "api/theory.losses.html", *sorted({lesson.part: f"{lesson.name}.html" for lesson in LESSONS}.values())]  # all kinds of pages
 MODULES = [lesson.module for lesson in lessons() if lesson.module]
 ABSOLUTE = re.compile(r"(?<![\w.:/~<])/(home|root|tmp|work|Users|usr|var|opt)/\w")
 
@@ -122,13 +124,22 @@ async function look(url) {
   await loaded;
   const page = frame.contentDocument, count = what => page.querySelectorAll(what).length;
   await frame.contentWindow.MathJax?.startup?.promise;
-  const found = { url, formulas: count(".math"), drawn: count("mjx-container"), refused: count("[data-mjx-error], mjx-merror"),
+  const seen = [];
+  frame.contentWindow.eval(axe);
+  for (const theme of SAMPLE.includes(url) ? ["light", "dark"] : []) {
+    page.documentElement.dataset.theme = theme;
+    const { violations } = await frame.contentWindow.axe.run({ include: [["body"]], exclude: [["mjx-container"]] }, { runOnly: ["wcag2a", "wcag2aa"] });
+    seen.push(...violations.map(v => `${theme}: ${v.id}: ${v.nodes[0].html.slice(0, 200)}`));
+  }
+  const found = { url, seen, formulas: count(".math"), drawn: count("mjx-container"), refused: count("[data-mjx-error], mjx-merror"),
                   wide: page.documentElement.scrollWidth, broken: [...page.images].filter(i => !i.naturalWidth).map(i => i.src) };
   frame.remove();
   return found;
 }
+let axe;
 (async () => {
   const found = [];
+  axe = await (await fetch("axe.js")).text();
   for (const url of PAGES) found.push(await look(url));
   document.body.textContent = JSON.stringify(found);
 })();
@@ -138,13 +149,16 @@ async function look(url) {
 class Handler(SimpleHTTPRequestHandler):
     "The site, and a page that opens all others on a narrow screen."
 
+    made = {"/check.html": CHECK.replace("PAGES", json.dumps(PAGES)).replace("SAMPLE", json.dumps(SAMPLE)),
+            "/axe.js": (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")}
+
     def do_GET(self):
-        if self.path != "/check.html":
+        if self.path not in self.made:
             return super().do_GET()
         self.send_response(200)
         self.send_header("Content-Type", "text/html")
         self.end_headers()
-        self.wfile.write(CHECK.replace("PAGES", json.dumps(PAGES)).encode())
+        self.wfile.write(self.made[self.path].encode())
 
     def log_message(self, *args):
         "Say nothing."
@@ -159,7 +173,7 @@ def browse(tmp_path_factory):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=SITE))
     Thread(target=server.serve_forever, daemon=True).start()
     flags = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-             "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=60000 --dump-dom").split()
+             "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=120000 --dump-dom").split()
 
     def open_page(address: str) -> tuple[BeautifulSoup, list[str]]:
         url = address if "://" in address else f"http://127.0.0.1:{server.server_port}/{address}"
@@ -182,6 +196,12 @@ def test_every_page_in_a_browser(browse):
     assert not [row for row in found if row["broken"]], "a picture is missing"
     assert not [row for row in found if row["wide"] > 360], "a page is wider than a phone"
     assert sum(row["drawn"] for row in found) > 0
+    assert not [row["seen"] for row in found if row["seen"]], "somebody cannot read this"
+
+
+@each_page
+def test_text_is_there_without_scripts(page):
+    assert page == "search.html" or len(soup(page).find("article").get_text(strip=True)) > 50
 
 
 def test_search_finds_a_lesson(browse):
