@@ -78,8 +78,8 @@ def test_has_a_quiz_whose_every_answer_is_explained(lesson):
     questions = re.split(r"^\*\*\d\. ", quiz, flags=re.M)[1:]
     assert 3 <= len(questions) <= 5
     for question in questions:
-        answers = re.findall(r"<details><summary>(.+?)</summary>\n\n\*\*(Right|No)\.\*\* (.+?)\n\n</details>", question, re.S)
-        assert len(answers) == question.count("<details>") == question.count("</details>") >= 3, question
+        answers = re.findall(r"^:::\{dropdown\} (.+)\n\*\*(Right|No)\.\*\* ((?:.+\n|\n)+?):::$", question, re.M)
+        assert len(answers) == len(re.findall("^:::", question, re.M)) / 2 >= 3, question
         assert [right for _, right, _ in answers].count("Right") == 1, question
         assert all(len(why.split()) >= 4 for *_, why in answers), question
 
