@@ -3,7 +3,7 @@
     python bench/comparison.py             # what is missing, two runs at a time
     python bench/comparison.py costs       # trainable share, file size, seconds a step and peak memory of each method
 
-Everything is cut (TASKS) so that all of it takes less than two hours of two cores: the first so many training examples of a
+Everything is cut (TASKS), so that two cores can do it: the first so many training examples of a
 shuffle by the run's seed, and the first so many validation and test examples of a fixed shuffle. Each method has the learning
 rate of RATES that is best on the validation examples with seed 0; the other seeds then use it.
 """

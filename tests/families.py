@@ -1,12 +1,16 @@
 """A tiny random model of each family of transformers, and the proofs that every method of part 6 must pass."""
 import hashlib
 from copy import deepcopy
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import (BertConfig, BertForSequenceClassification, BertForTokenClassification, DistilBertConfig, DistilBertForSequenceClassification,
                           GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel, RobertaConfig, RobertaForSequenceClassification,
                           T5Config, T5ForConditionalGeneration, T5ForSequenceClassification)
+
+from ft_course.peft.injection import load_adapter, save_adapter
 
 WIDE = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
 MODELS = {  # name -> (class, configuration)
@@ -67,6 +71,16 @@ def steps(model: PreTrainedModel, name: str, n: int = 2, lr: float = 1e-2) -> No
 def fingerprints(model: PreTrainedModel) -> dict[str, str]:
     "A hash of the bytes of each parameter."
     return {name: hashlib.sha256(p.detach().contiguous().flatten().view(torch.uint8).numpy()).hexdigest() for name, p in model.named_parameters()}
+
+
+def prove_another_base_is_refused(model: PreTrainedModel, name: str, folder: Path) -> None:
+    "An adapter does not load on a base with other weights, and leaves that base as it was."
+    save_adapter(model, folder)
+    other = build(name, seed=1)
+    before = fingerprints(other)
+    with pytest.raises(ValueError, match="made for another base"):
+        load_adapter(other, folder)
+    assert fingerprints(other) == before
 
 
 def prove_coverage(model: PreTrainedModel, name: str, n: int = 2) -> None:

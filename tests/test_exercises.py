@@ -1,6 +1,5 @@
 """Exercises of the lessons: the solution passes, the stub is not attempted, and every listed mistake is called by its own name."""
 import ast
-import json
 import re
 from dataclasses import replace
 from functools import cache
@@ -9,6 +8,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from test_notebooks import cells
 
 from ft_course.start.practice import Exercise, difference, inputs, judge, unnoticed
 from ft_course.teach.editions import is_checker, without_solution
@@ -20,7 +20,7 @@ def only_imports(source: str) -> bool:
 
 
 def code(lesson) -> list[str]:
-    return ["".join(cell["source"]) for cell in json.loads(lesson.path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    return cells(lesson.path, "code")
 
 
 @cache

@@ -1,9 +1,9 @@
 """The house style of lessons: small cells, an aim, exercises, a quiz, a picture; exceptions stand here with their reasons."""
-import json
 import re
 from statistics import median
 
 import pytest
+from test_notebooks import cells
 
 from ft_course.teach.editions import is_check, is_checker, without_solution
 from ft_course.teach.lessons import lessons
@@ -24,11 +24,6 @@ NO_PICTURE = {
 }
 
 
-def cells(lesson, kind: str) -> list[str]:
-    found = json.loads(lesson.path.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == kind]
-
-
 def lines(source: str) -> int:
     "Lines of code as students see it, without directives and empty lines."
     return sum(line.strip() != "" for line in re.sub(r"\A(#\|.*\n?)*", "", without_solution(source)).splitlines())
@@ -36,45 +31,45 @@ def lines(source: str) -> int:
 
 @each_lesson
 def test_cells_are_small(lesson):
-    sizes = [lines(source) for source in cells(lesson, "code") if not is_checker(source)]
-    assert max(sizes, default=0) <= 25
+    sizes = [lines(source) for source in cells(lesson.path, "code") if not is_checker(source)]
+    assert max((len([line for line in source.splitlines() if line.strip()]) for source in cells(lesson.path, "code")), default=0) <= 25
     assert median(sizes or [0]) <= LONG_CELLS.get(lesson.name, (5,))[0]
 
 
 @each_lesson
 def test_checkers_fit_a_screen(lesson):
-    assert max((lines(source) for source in cells(lesson, "code") if is_checker(source)), default=0) <= 25
+    assert max((lines(source) for source in cells(lesson.path, "code") if is_checker(source)), default=0) <= 25
 
 
 @each_lesson
 def test_says_what_it_is_for(lesson):
-    first = cells(lesson, "markdown")[0]
+    first = cells(lesson.path, "markdown")[0]
     assert "You will be able to" in first.replace("\n", " ") and "Before this" in first
-    assert re.search(r"^## Where to read more", "\n".join(cells(lesson, "markdown")), re.M)
+    assert re.search(r"^## Where to read more", "\n".join(cells(lesson.path, "markdown")), re.M)
 
 
 @each_lesson
 def test_uses_no_banned_phrase(lesson):
-    found = [match[0] for text in cells(lesson, "markdown") for match in BANNED.finditer(re.sub(r"`[^`]*`|\[[^\]]*\]\([^)]*\)", "", text))]
+    found = [match[0] for text in cells(lesson.path, "markdown") for match in BANNED.finditer(re.sub(r"`[^`]*`|\[[^\]]*\]\([^)]*\)", "", text))]
     assert not found
 
 
 @each_taught
 def test_has_exercises(lesson):
-    assert 2 <= sum(map(is_check, cells(lesson, "code"))) <= 5
-    assert not [text for text in cells(lesson, "markdown") if "place: exercises" in text or "place: quiz" in text]
+    assert 2 <= sum(map(is_check, cells(lesson.path, "code"))) <= 5
+    assert not [text for text in cells(lesson.path, "markdown") if "place: exercises" in text or "place: quiz" in text]
 
 
 @each_taught
 def test_exercises_say_how_hard_and_how_long(lesson):
-    text = "\n".join(cells(lesson, "markdown"))
+    text = "\n".join(cells(lesson.path, "markdown"))
     titles = re.findall(r"^### Exercise: (.+)", text, re.M)
-    assert len(titles) == len(re.findall(r"^\*Difficulty [123] of 3, \d+ minutes\.\*", text, re.M)) == sum(map(is_check, cells(lesson, "code")))
+    assert len(titles) == len(re.findall(r"^\*Difficulty [123] of 3, \d+ minutes\.\*", text, re.M)) == sum(map(is_check, cells(lesson.path, "code")))
 
 
 @each_taught
 def test_has_a_quiz_whose_every_answer_is_explained(lesson):
-    quiz = "\n".join(text for text in cells(lesson, "markdown") if "\n## Quiz" in f"\n{text}")
+    quiz = "\n".join(text for text in cells(lesson.path, "markdown") if "\n## Quiz" in f"\n{text}")
     questions = re.split(r"^\*\*\d\. ", quiz, flags=re.M)[1:]
     assert 3 <= len(questions) <= 5
     for question in questions:
@@ -86,13 +81,13 @@ def test_has_a_quiz_whose_every_answer_is_explained(lesson):
 
 @each_taught
 def test_has_a_picture(lesson):
-    pictures = [source for source in cells(lesson, "code") if re.search(r"^#\| *fig-alt:", source, re.M)]
+    pictures = [source for source in cells(lesson.path, "code") if re.search(r"^#\| *fig-alt:", source, re.M)]
     assert pictures or lesson.name in NO_PICTURE
 
 
 def test_exceptions_are_needed():
     named = {lesson.name: lesson for lesson in lessons()}
     for name in LONG_CELLS:
-        assert median(lines(source) for source in cells(named[name], "code") if not is_checker(source)) > 5, f"{name} needs no exception"
+        assert median(lines(source) for source in cells(named[name].path, "code") if not is_checker(source)) > 5, f"{name} needs no exception"
     for name in NO_PICTURE:
-        assert not [source for source in cells(named[name], "code") if "fig-alt:" in source], f"{name} has a picture"
+        assert not [source for source in cells(named[name].path, "code") if "fig-alt:" in source], f"{name} has a picture"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SOLUTION', 'CONFIG', 'is_checker', 'is_check', 'without_solution', 'without_marks', 'for_students', 'notebooks',
-           'write_notebook', 'write_student', 'student', 'solutions', 'left_over', 'hints', 'folded', 'for_readers',
-           'difficulty', 'mark', 'for_nbgrader', 'mistakes', 'rubric', 'minutes', 'instructor']
+           'write_notebook', 'write_student', 'refuse_full', 'student', 'solutions', 'left_over', 'argument', 'hints',
+           'folded', 'for_readers', 'difficulty', 'mark', 'for_nbgrader', 'mistakes', 'rubric', 'minutes', 'instructor']
 
 # %% ../../nbs/9_teach/94_editions.ipynb #2d30b9a7
 import ast
@@ -59,7 +59,7 @@ def write_notebook(path: Path, nb: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-# %% ../../nbs/9_teach/94_editions.ipynb #3bcaeef7
+# %% ../../nbs/9_teach/94_editions.ipynb #dae7697f
 def write_student(source: Path, target: Path) -> None:
     "Write one notebook as students get it."
     nb = json.loads(source.read_text(encoding="utf-8"))
@@ -67,13 +67,18 @@ def write_student(source: Path, target: Path) -> None:
     write_notebook(target, nb)
 
 
+def refuse_full(out: Path) -> None:
+    "Raise FileExistsError where something lies already."
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty: choose a new folder")
+
+
 def student(
     source: Path,  # the lessons with solutions, or without
     out: Path,  # new, or empty
 ) -> int:  # how many notebooks
     "Write the student's edition. Raises FileExistsError where something lies already."
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty: choose a new folder")
+    refuse_full(out)
     paths = list(notebooks(source))
     for path in paths:
         write_student(path, out / path.relative_to(source))
@@ -94,12 +99,17 @@ def left_over(source: Path, edition: Path) -> list[str]:
     quoted = {line: json.dumps(line, ensure_ascii=False)[1:-1] for line in solutions(cells)}
     return [line for line, there in quoted.items() if text.count(there) > everybody.count(there)]
 
-# %% ../../nbs/9_teach/94_editions.ipynb #b2f90fe7
+# %% ../../nbs/9_teach/94_editions.ipynb #90ccd708
+def argument(source: str, name: str) -> ast.expr | None:
+    "What a checker's source gives its `Exercise` by this name."
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Exercise"]
+    return next((keyword.value for call in calls for keyword in call.keywords if keyword.arg == name), None)
+
+
 def hints(source: str) -> tuple[str, ...]:
     "The hints in a checker's source."
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Exercise"]
-    found = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "hints"]
-    return ast.literal_eval(found[0]) if found else ()
+    found = argument(source, "hints")
+    return ast.literal_eval(found) if found else ()
 
 
 def folded(cell: dict, title: str, text: str) -> dict:
@@ -125,10 +135,10 @@ def for_readers(cells: list[dict]) -> list[dict]:
             page, extra = page + extra, []
     return page
 
-# %% ../../nbs/9_teach/94_editions.ipynb #15ecd72d
+# %% ../../nbs/9_teach/94_editions.ipynb #0406a655
 def difficulty(cells: list[dict], at: int) -> int:
-    "The difficulty of an exercise, from the text above its cell."
-    above = "".join("".join(cell["source"]) for cell in cells[max(0, at - 4) : at] if cell["cell_type"] == "markdown")
+    "The difficulty of an exercise, from the last text above its cell that states one."
+    above = "".join("".join(cell["source"]) for cell in cells[:at] if cell["cell_type"] == "markdown")
     found = re.findall(r"Difficulty (\d) of 3", above)
     return int(found[-1]) if found else 1
 
@@ -153,12 +163,11 @@ def for_nbgrader(cells: list[dict]) -> int:  # points; cells are changed in plac
             points += worth
     return points
 
-# %% ../../nbs/9_teach/94_editions.ipynb #eedddbf1
+# %% ../../nbs/9_teach/94_editions.ipynb #cb7bc4e2
 def mistakes(source: str) -> list[str]:
     "What a checker's source calls the usual mistakes."
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Exercise"]
-    found = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == "mistakes"]
-    return [ast.literal_eval(key) for key in found[0].keys] if found else []
+    found = argument(source, "mistakes")
+    return [ast.literal_eval(key) for key in found.keys] if found else []
 
 
 def rubric(title: str, cells: list[dict]) -> str:
@@ -184,14 +193,13 @@ c.ExecutePreprocessor.timeout = 1200
 c.ClearSolutions.code_stub = {"python": "raise NotImplementedError"}
 """
 
-# %% ../../nbs/9_teach/94_editions.ipynb #24ea4ef3
+# %% ../../nbs/9_teach/94_editions.ipynb #26b52f4e
 def instructor(
     source: Path,  # lessons with solutions
     out: Path,  # new, or empty
 ) -> dict[str, int]:  # assignment -> points
     "Write a course folder of nbgrader. Raises FileExistsError where something lies already, ValueError where the lessons have no solutions."
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty: choose a new folder")
+    refuse_full(out)
     opened = [(read_lesson(path), json.loads(path.read_text(encoding="utf-8"))) for path in notebooks(source)]
     if not any(solutions(nb["cells"]) for _, nb in opened):
         raise ValueError(f"{source} holds the student's edition: run this in a checkout of the course")

@@ -138,7 +138,7 @@ CONF = dict(
     python_maximum_signature_line_length=80, toc_object_entries_show_parents="hide", add_module_names=False,
 )
 
-# %% ../../nbs/9_teach/98_site.ipynb #75bca0eb
+# %% ../../nbs/9_teach/98_site.ipynb #0418aaad
 CSS = """
 .facts { color: var(--pst-color-text-muted); font-size: .875rem; }
 .facts a.download code { all: unset; }
@@ -151,7 +151,6 @@ article { overflow-wrap: break-word; }
 .cell_output .text_html th, .cell_output .text_html td { padding: 0.15rem 0.6rem; }
 .cell_output .text_html { overflow-x: auto; }
 .bd-main .bd-content .bd-article-container { max-width: 64rem; }
-article details:not(.sd-dropdown, .hide) { margin: .3rem 0; }
 """
 
 # %% ../../nbs/9_teach/98_site.ipynb #0f16c3ab
