@@ -42,8 +42,7 @@ bench: .venv/ready  ## measure side by side with other libraries
 	$(BIN)/python bench/lora.py
 
 readme: .venv/ready  ## write README.md from nbs/index.ipynb, and draw the map of the course
-	$(BIN)/python -m ft_course.teach.map
-	$(BIN)/python -m ft_course.teach.site readme
+	$(BIN)/python -m ft_course.teach.front_page
 
 clean:  ## remove what was built, keep .venv
 	rm -rf build dist _site

@@ -86,6 +86,23 @@ def test_nbgrader_releases_and_grades(course):
     assert sorted(scores.values()) == [(0, 1), (0, 2), (2, 2)]
 
 
+def test_slides_hold_what_is_marked_and_ask_for_nothing_from_elsewhere(tmp_path):
+    from bs4 import BeautifulSoup
+
+    from ft_course.teach.classroom import slides
+
+    executed = tmp_path / "executed/1_theory" / f"{LESSON}.ipynb"
+    executed.parent.mkdir(parents=True)
+    executed.write_text((NBS / f"1_theory/{LESSON}.ipynb").read_text(encoding="utf-8"), encoding="utf-8")
+    assert slides(tmp_path / "slides", executed.parents[1]) == 1
+    page = BeautifulSoup((tmp_path / f"slides/{LESSON}.html").read_text(encoding="utf-8"), "html.parser")
+    marked = [cell for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"] if "slide" in cell["metadata"].get("tags", [])]
+    assert len(page.select(".slides section")) >= len(marked) > 10
+    assert "A mean of means" in page.get_text() and "Exercise:" not in page.get_text() and "Spot the bug" not in page.get_text()
+    assert not [tag for tag in page.select("script[src], link[href], img[src]") if (tag.get("src") or tag["href"]).startswith(("http", "//"))]
+    assert not [style for style in tmp_path.rglob("slides/**/*.css") if style.name == "white.css" and "googleapis" in style.read_text()]
+
+
 def test_rubric_and_schedule(course):
     rubric, schedule = ((course / f"{name}.md").read_text(encoding="utf-8") for name in ("rubric", "schedule"))
     assert "that is the mean of batch means" in rubric and "**epoch_loss**, 1 points" in rubric

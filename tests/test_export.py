@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ft_course.teach.site import readme
+from ft_course.teach.front_page import readme
 
 ROOT = Path(__file__).parent.parent
 

@@ -31,7 +31,7 @@ def test_is_as_nbdev_clean_leaves_it(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = path.read_text(encoding="utf-8")
     nb = dict2nb(json.loads(text))
-    clean_nb(nb)
+    clean_nb(nb, allowed_cell_metadata_keys={"tags"})  # as in settings.ini
     assert nb2str(nb) == text, f"run: nbdev_clean --fname {path.relative_to(ROOT)}"
 
 

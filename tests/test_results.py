@@ -72,7 +72,7 @@ def test_the_lesson_on_starts_types_no_number_that_was_measured():
 
 
 def test_the_map_is_drawn_from_todays_lessons(tmp_path):
-    from ft_course.teach.map import draw_map
+    from ft_course.teach.front_page import draw_map
 
     draw_map(tmp_path / "map.svg")
     assert (tmp_path / "map.svg").read_text() == (ROOT / "results/map.svg").read_text(), "run: make readme"
@@ -80,7 +80,7 @@ def test_the_map_is_drawn_from_todays_lessons(tmp_path):
 
 def test_lessons_need_only_what_comes_before():
     from ft_course.teach.lessons import lessons
-    from ft_course.teach.map import needs
+    from ft_course.teach.front_page import needs
 
     order = [lesson.name for lesson in lessons()]
     for lesson in lessons():

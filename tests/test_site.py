@@ -74,6 +74,21 @@ def test_pictures_have_alt_text(page):
 
 
 @each_page
+def test_pages_are_light(page):
+    tags = [*soup(page).find_all(["script", "img"], src=True), *soup(page).find_all("link", href=True, rel=["stylesheet", "preload"])]
+    loaded = {target(page, tag.get("src") or tag["href"]) for tag in tags if (tag.get("src") or tag["href"])[:5] != "data:"} | {page}
+    assert sum((SITE / file).stat().st_size for file in loaded if "mathjax" not in file) < 1.5e6
+
+
+@each_page
+def test_icons_are_there(page):
+    kept = (SITE / "_static/scripts/fontawesome.js").read_text(encoding="utf-8")
+    styles = {"solid", "regular", "brands", "lg", "fw", "sm"}
+    named = {name[3:] for tag in soup(page).select("[class*=fa-]") for name in tag["class"] if name.startswith("fa-")} - styles
+    assert not [name for name in named if not re.search(rf'[{{,"]{name}"?:\[\d+,', kept)]
+
+
+@each_page
 def test_headings_are_in_order(page):
     levels = [int(tag.name[1]) for tag in (soup(page).find("article") or soup(page).find("main")).find_all(re.compile("^h[1-6]$"))]
     assert levels.count(1) == 1 and levels[0] == 1
@@ -103,6 +118,13 @@ def test_module_has_a_reference_page(module):
     page = soup(f"api/{module}.html")
     assert page.select("dt.sig"), "nothing documented"
     assert all(tag["id"].startswith(f"ft_course.{module}.") for tag in page.select("dt.sig"))
+
+
+def test_the_reference_shows_examples_and_code_can_be_copied():
+    pages = [soup(f"api/{module}.html") for module in MODULES]
+    assert sum("In the lesson:" in page.get_text() for page in pages) > len(pages) / 2
+    assert "('B', 'work-of-art')" in soup("api/data.tags.html").get_text()
+    assert all(page.find("script", src=re.compile("copybutton.js")) for page in pages)
 
 
 def test_mathematics_and_search_are_there():

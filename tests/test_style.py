@@ -1,4 +1,5 @@
 """The house style of lessons: small cells, an aim, exercises, a quiz, a picture; exceptions stand here with their reasons."""
+import json
 import re
 from statistics import median
 
@@ -14,7 +15,7 @@ each_taught = pytest.mark.parametrize("lesson", TAUGHT, ids=lambda lesson: lesso
 BANNED = re.compile(r"\b(simply|obviously|of course|trivial(ly)?|it is easy to|state[- ]of[- ]the[- ]art|cutting[- ]edge|powerful|seamless(ly)?|delve|"
                     r"leverage|in this notebook|let us dive|dive into|game[- ]chang\w+|robustly|amazing|exciting|magic(al)?ly)\b", re.I)
 TOOLS = "a lesson on tools: its cells are whole small functions, since a part of one does nothing yet, and each is shown at work below"
-LONG_CELLS = {"0_start/02_practice": (8, TOOLS), "9_teach/91_runs": (7, TOOLS), "9_teach/96_classroom": (7, TOOLS), "9_teach/98_site": (8, TOOLS)}
+LONG_CELLS = {"0_start/02_practice": (8, TOOLS), "9_teach/91_runs": (7, TOOLS), "9_teach/98_classroom": (8, TOOLS), "9_teach/97_site": (8, TOOLS)}
 NO_PICTURE = {
     "2_data/24_formats": "bytes become rows of text: what there is to see is text",
     "4_training/40_updates": "its subject is that two numbers are equal; the pictures of schedules and clipping are in 17",
@@ -52,6 +53,13 @@ def test_says_what_it_is_for(lesson):
 def test_uses_no_banned_phrase(lesson):
     found = [match[0] for text in cells(lesson.path, "markdown") for match in BANNED.finditer(re.sub(r"`[^`]*`|\[[^\]]*\]\([^)]*\)", "", text))]
     assert not found
+
+
+@each_taught
+def test_has_slides(lesson):
+    marked = [cell for cell in json.loads(lesson.path.read_text(encoding="utf-8"))["cells"] if "slide" in cell["metadata"].get("tags", [])]
+    assert len(marked) >= 4 and "".join(marked[0]["source"]).startswith(f"# {lesson.title}")
+    assert not [cell for cell in marked if is_checker("".join(cell["source"])) or "BEGIN SOLUTION" in "".join(cell["source"])]
 
 
 @each_taught
