@@ -24,13 +24,13 @@ from tqdm import tqdm
 
 TASKS = {  # examples of each split, and passes over the training examples
     "newswire": dict(kind="ner", train=240, validation=100, test=300, epochs=4, max_length=64),
-    "wnut17": dict(kind="ner", train=200, validation=150, test=300, epochs=4, max_length=64),
-    "reviews": dict(kind="classify", train=240, validation=150, test=100, epochs=4, max_length=64),
+    "wnut17": dict(kind="ner", train=240, validation=150, test=300, epochs=5, max_length=64),
+    "reviews": dict(kind="classify", train=200, validation=150, test=100, epochs=5, max_length=48),
     "pros-cons": dict(kind="classify", train=320, validation=200, test=500, epochs=4, max_length=48),
     "banking77": dict(kind="classify", train=539, validation=200, test=400, epochs=3, max_length=48),
 }
 METHODS = ("full", "frozen", "bitfit", "lora", "adapter", "ia3", "prefix", "prompt", "ptuning")
-RATES = (2e-4, 1e-3, 6e-3, 3e-2)
+RATES = (2e-4, 4e-3, 3e-2)
 SEEDS = (0, 1, 2, 3, 4)
 BATCH = 8
 QUIET = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
