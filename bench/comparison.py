@@ -1,11 +1,12 @@
 """Every method of part 6 beside full fine-tuning and a frozen encoder; writes results/comparison.json and goes on where it stopped.
 
     python bench/comparison.py             # what is missing, two runs at a time
-    python bench/comparison.py costs       # trainable share, file size, seconds a step and peak memory of each method
+    python bench/comparison.py score       # a part of it: score, why or costs
 
 Everything is cut (TASKS), so that two cores can do it: the first so many training examples of a
 shuffle by the run's seed, and the first so many validation and test examples of a fixed shuffle. Each method has the learning
-rate of RATES that is best on the validation examples with seed 0; the other seeds then use it.
+rate of RATES that is best on the validation examples with seed 0; the other seeds then use it. `why` tries two causes
+of low scores: a head that learns too slowly, and too few updates. `costs` are of one method after the other.
 """
 import json
 import os
@@ -33,6 +34,7 @@ METHODS = ("full", "frozen", "bitfit", "lora", "adapter", "ia3", "prefix", "prom
 RATES = (2e-4, 4e-3, 3e-2)
 SEEDS = (0, 1, 2, 3, 4)
 BATCH = 8
+HEAD_RATE = 3e-2
 QUIET = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
@@ -65,11 +67,28 @@ def make_task(name: str, method: str, seed: int):
     return task
 
 
-def score(name: str, method: str, lr: float, seed: int) -> dict:
+def own_head_rate(learner, rate: float) -> None:
+    "Let the head learn at a rate of its own, in groups beside those of the method's parts."
+    from ft_course.peft.injection import heads
+
+    model, optimizer = learner.model, learner.optimizer
+    of_head = {p for head in heads(model) for p in model.get_submodule(head).parameters()}
+    groups = list(optimizer.param_groups)
+    optimizer.param_groups.clear()
+    for group in groups:
+        for in_head, peak in ((False, group["peak_lr"]), (True, rate)):
+            if params := [p for p in group["params"] if (p in of_head) == in_head]:
+                optimizer.add_param_group(group | dict(params=params, peak_lr=peak))
+
+
+def score(name: str, method: str, lr: float, seed: int, head_rate: float | None = None, passes: int = 1) -> dict:
     "Train once; validation and test score with the interval of the latter; nothing where the loss is no number any more."
     task = make_task(name, method, seed)
+    learner = task.learner(epochs=passes * TASKS[name]["epochs"], lr=lr, batch_size=BATCH)
+    if head_rate:
+        own_head_rate(learner, head_rate)
     try:
-        task.learner(epochs=TASKS[name]["epochs"], lr=lr, batch_size=BATCH).fit()
+        learner.fit()
     except ArithmeticError:
         return dict(validation=0.0, test=0.0, diverged=True)
     measure = "entity_f1" if TASKS[name]["kind"] == "ner" else "accuracy"
@@ -110,25 +129,36 @@ def best_rate(runs: dict, name: str, method: str) -> float:
     return max(RATES, key=lambda lr: (runs[key(name, method, lr, 0)]["validation"], -lr))
 
 
-def fill(result: dict, missing: list[tuple]) -> None:
-    "Make the runs that are missing, two at a time on a thread each, and write each down as it ends."
+def fill(part: str, runs: list[tuple], **also) -> dict:
+    "Make the runs that a part of the result lacks, two at a time on a thread each, and write each down as it ends."
     os.environ |= QUIET
+    result = read("comparison") | also
+    done = result.setdefault(part, {})
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(score, *run): run for run in missing}
+        futures = {pool.submit(score, *run): key(*run) for run in runs if key(*run) not in done}
         for future in tqdm(as_completed(futures), total=len(futures)):
-            result["runs"][key(*futures[future])] = future.result()
+            done[futures[future]] = future.result()
             write("comparison", result)
+    return result
 
 
 def main_score() -> None:
     "First the rates, with seed 0; then the other seeds with the best of them."
-    result = read("comparison") | dict(tasks=TASKS, rates=RATES, seeds=SEEDS, batch=BATCH, versions=versions())
-    runs = result.setdefault("runs", {})
     pairs = [(name, method) for name in TASKS for method in METHODS]
-    fill(result, [run for pair in pairs for lr in RATES if key(*(run := (*pair, lr, 0))) not in runs])
-    result["best"] = {key(*pair): best_rate(runs, *pair) for pair in pairs}
-    fill(result, [run for seed in SEEDS[1:] for pair in pairs if key(*(run := (*pair, result["best"][key(*pair)], seed))) not in runs])
-    write("comparison", result)
+    result = fill("runs", [(*pair, lr, 0) for pair in pairs for lr in RATES], tasks=TASKS, rates=RATES, seeds=SEEDS, batch=BATCH, versions=versions())
+    best = {key(*pair): best_rate(result["runs"], *pair) for pair in pairs}
+    fill("runs", [(*pair, best[key(*pair)], seed) for seed in SEEDS[1:] for pair in pairs], best=best)
+
+
+def why_plan(best: dict[str, float]) -> list[tuple]:
+    "Heads with a rate of their own where the rest learned nothing, or little, and four times the passes for prompts."
+    heads = [("wnut17", method, 1e-3, seed, rate) for seed in SEEDS[:3] for method in ("lora", "adapter") for rate in (None, HEAD_RATE)]
+    heads += [("banking77", "full", best["banking77 full"], seed, HEAD_RATE) for seed in SEEDS[:3]]
+    return heads + [("pros-cons", method, best[key("pros-cons", method)], 0, None, 4) for method in ("prompt", "ptuning", "prefix")]
+
+
+def main_why() -> None:
+    fill("why", why_plan(read("comparison")["best"]), head_rate=HEAD_RATE)
 
 
 def main_costs() -> None:
@@ -142,5 +172,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         print(json.dumps(cost(*sys.argv[2:])))
     else:
-        for part in sys.argv[1:] or ["score", "costs"]:
-            {"score": main_score, "costs": main_costs}[part]()
+        for part in sys.argv[1:] or ["score", "why", "costs"]:
+            {"score": main_score, "why": main_why, "costs": main_costs}[part]()

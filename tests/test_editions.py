@@ -91,12 +91,10 @@ def test_slides_hold_what_is_marked_and_ask_for_nothing_from_elsewhere(tmp_path)
 
     from ft_course.teach.classroom import slides
 
-    executed = tmp_path / "executed/1_theory" / f"{LESSON}.ipynb"
-    executed.parent.mkdir(parents=True)
-    executed.write_text((NBS / f"1_theory/{LESSON}.ipynb").read_text(encoding="utf-8"), encoding="utf-8")
-    assert slides(tmp_path / "slides", executed.parents[1]) == 1
+    path = NBS / f"1_theory/{LESSON}.ipynb"
+    assert slides(tmp_path / "slides", NBS) > 35  # as they lie here, without results
     page = BeautifulSoup((tmp_path / f"slides/{LESSON}.html").read_text(encoding="utf-8"), "html.parser")
-    marked = [cell for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"] if "slide" in cell["metadata"].get("tags", [])]
+    marked = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if "slide" in cell["metadata"].get("tags", [])]
     assert len(page.select(".slides section")) >= len(marked) > 10
     assert "A mean of means" in page.get_text() and "Exercise:" not in page.get_text() and "Spot the bug" not in page.get_text()
     assert not [tag for tag in page.select("script[src], link[href], img[src]") if (tag.get("src") or tag["href"]).startswith(("http", "//"))]
