@@ -63,8 +63,8 @@ def find_files(
             found[splits[word[1]]].append(file)
     return {"all": named} if not found and len(named) == 1 else found
 
-# %% ../../nbs/2_data/21_sources.ipynb #fcec80c1
-TASKS = {"ner": ("tokens", "ner_tags"), "classify": ("text", "label")}
+# %% ../../nbs/2_data/21_sources.ipynb #812543ed
+TASKS = {"ner": ("tokens", "ner_tags"), "classify": ("text", "label")}  # task -> the column that is read and the column of its answers
 COLUMNS = {"tokens": ("tokens", "words"), "ner_tags": ("ner_tags", "tags"), "label": ("label", "category", "star"),
            "text": ("text", "sentence", "content", "reviewbody")}  # our name for a column -> what others call it
 
@@ -191,8 +191,8 @@ def read_hub(name: str) -> Iterator[tuple[str, str, dict | str]]:
         for n, row in parse(Path(f"{name} {split}"), enumerate(part, 1), lambda row: standard(named(row, part.features))):
             yield split, f"{name} {split}, row {n}", row
 
-# %% ../../nbs/2_data/21_sources.ipynb #b35e9d2e
-BUNDLED = ("reviews", "newswire")
+# %% ../../nbs/2_data/21_sources.ipynb #82e604e5
+BUNDLED = ("reviews", "newswire")  # corpora that come with the course
 
 def locate(name: str) -> tuple[Path, Source]:
     "Say where a name's files should lie and what is known of them."

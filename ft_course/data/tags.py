@@ -32,8 +32,8 @@ SCHEMES = {
               "end": [("ES", "OBIES", "any")]},
 }  # patterns: (prefixes of the tag before, prefixes of this tag, types of the two); letters: (alone, first, inside, last)
 
-# %% ../../nbs/2_data/20_tags.ipynb #f0a4d034
-LENIENT = {"start": [("OBIES", "BIES", "any")], "inside": [("BI", "IE", "same")], "end": [("OBIES", "OBIES", "any")]}
+# %% ../../nbs/2_data/20_tags.ipynb #199c489d
+LENIENT = {"start": [("OBIES", "BIES", "any")], "inside": [("BI", "IE", "same")], "end": [("OBIES", "OBIES", "any")]}  # conlleval's rules, as patterns like those of SCHEMES
 
 # %% ../../nbs/2_data/20_tags.ipynb #757fa31c
 def tags_from_spans(

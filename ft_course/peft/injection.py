@@ -155,8 +155,8 @@ def base_hash(model: PreTrainedModel) -> str:  # sha256, hexadecimal
         digest.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
-# %% ../../nbs/6_peft/60_injection.ipynb #6b8bb18f
-PREFIX = "base_model.model."
+# %% ../../nbs/6_peft/60_injection.ipynb #ffa7b993
+PREFIX = "base_model.model."  # what peft writes before each name
 METHODS = {"LORA": "lora", "IA3": "ia3", "BOTTLENECK": "adapters", "BITFIT": "bitfit",
            "PROMPT_TUNING": "prompts", "P_TUNING": "prompts", "PREFIX_TUNING": "prefix"}  # peft_type -> module with `inject`
 TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "LMHeadModel": "CAUSAL_LM",

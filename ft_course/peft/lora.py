@@ -106,8 +106,8 @@ def scaling_of(
     "The factor of an update: alpha over r, or over the root of r."
     return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
 
-# %% ../../nbs/6_peft/62_lora.ipynb #dd00dec3
-NEUTRAL = {"bias": ("none",), "fan_in_fan_out": (True,), "init_lora_weights": (True, "gaussian"), "megatron_core": ("megatron.core",), "qalora_group_size": (16,)}
+# %% ../../nbs/6_peft/62_lora.ipynb #6826fe46
+NEUTRAL = {"bias": ("none",), "fan_in_fan_out": (True,), "init_lora_weights": (True, "gaussian"), "megatron_core": ("megatron.core",), "qalora_group_size": (16,)}  # settings of peft's that change nothing here
 
 
 def inject(

@@ -72,8 +72,8 @@ def text_words(
         words.append((text[start:end], start, end))
     return words
 
-# %% ../../nbs/5_tasks/52_ner.ipynb #ce854093
-SENTENCE_ENDS = set(".!?。！？")
+# %% ../../nbs/5_tasks/52_ner.ipynb #66c2333f
+SENTENCE_ENDS = set(".!?。！？")  # where a long text is cut
 
 
 def windows(

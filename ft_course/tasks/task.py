@@ -93,8 +93,8 @@ class Scoring:
         features = self.features(split)
         return self.runner(partial(self.report, features)).evaluate(features)
 
-# %% ../../nbs/5_tasks/50_task.ipynb #5d8cb9eb
-KINDS = {"ner": ("ft_course.tasks.ner", "NER"), "classify": ("ft_course.tasks.sentiment", "TextClassification")}
+# %% ../../nbs/5_tasks/50_task.ipynb #4fdc6ccc
+KINDS = {"ner": ("ft_course.tasks.ner", "NER"), "classify": ("ft_course.tasks.sentiment", "TextClassification")}  # name -> module and class
 
 
 def read_training(

@@ -75,8 +75,8 @@ def machine() -> Iterator[dict]:
     yield row("disk", free > 2, f"{free:.0f} GB free here", "make room: a run writes up to 1 GB")
     yield row("processors", True, os.cpu_count())
 
-# %% ../../nbs/9_teach/90_doctor.ipynb #5f4e10ff
-CHECKS = (libraries, weights, corpora, machine)
+# %% ../../nbs/9_teach/90_doctor.ipynb #f6aec299
+CHECKS = (libraries, weights, corpora, machine)  # in the order of the report
 
 
 def diagnose(

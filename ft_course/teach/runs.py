@@ -125,11 +125,11 @@ def flags(
             found[name], name = value(word), None
     return found
 
-# %% ../../nbs/9_teach/91_runs.ipynb #c65f31c5
-SPLITS = ("validation", "test")
-TASKS = {"ner": NER, "classify": TextClassification}
-FIELDS = ("epochs", "lr", "batch_size", "gradient_accumulation_steps", "layer_decay", "freeze_layers")
-OPTIONS = ("kind", "data", "model", "method", "max_length", "seed", "early_stop", *FIELDS)
+# %% ../../nbs/9_teach/91_runs.ipynb #423b637c
+SPLITS = ("validation", "test")  # on which a run is scored
+TASKS = {"ner": NER, "classify": TextClassification}  # name -> class
+FIELDS = ("epochs", "lr", "batch_size", "gradient_accumulation_steps", "layer_decay", "freeze_layers")  # of the training configuration that a run may set
+OPTIONS = ("kind", "data", "model", "method", "max_length", "seed", "early_stop", *FIELDS)  # all that a run may set
 
 
 def chosen(

@@ -159,10 +159,10 @@ def merge_heads(
     "The slices side by side again; its backward is `split_heads`."
     return x.transpose(-3, -2).flatten(-2)
 
-# %% ../../nbs/1_theory/15_block.ipynb #f0351cb8
+# %% ../../nbs/1_theory/15_block.ipynb #87528fd8
 Weights = dict[str, Tensor]  # parameters, or their gradients, named as in transformers' BertLayer
-PROJECTIONS = [f"attention.self.{name}" for name in ("query", "key", "value")]
-NORMS = "attention.output.LayerNorm", "output.LayerNorm"
+PROJECTIONS = [f"attention.self.{name}" for name in ("query", "key", "value")]  # the three maps of attention, by their names in a layer
+NORMS = "attention.output.LayerNorm", "output.LayerNorm"  # the two layer norms, by their names in a layer
 
 
 def dense(x: Tensor, weights: Weights, name: str) -> Tensor:

@@ -43,7 +43,7 @@ def cosine(
     "Rise over the warm-up, then fall along half a cosine to zero at the end (Loshchilov and Hutter 2017)."
     return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
 
-# %% ../../nbs/1_theory/17_schedules.ipynb #f82f854c
+# %% ../../nbs/1_theory/17_schedules.ipynb #cb222ce0
 @with_warmup
 def constant(
     step: int,  # updates done so far
@@ -54,7 +54,7 @@ def constant(
     return 1.0
 
 
-SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}
+SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}  # name -> factor of the peak rate, from step, total and warm-up
 
 # %% ../../nbs/1_theory/17_schedules.ipynb #81d73ffe
 def scale_gradients(
