@@ -44,6 +44,12 @@ def test_a_run_opens_again_with_the_same_answers(kind, method, data, tiny, tmp_p
     assert again.evaluate("test") == task.evaluate("test")
 
 
+def test_a_whole_model_is_not_looked_for_in_an_adapter(data, tiny, tmp_path):
+    make("ner", data, tiny, "lora").save(tmp_path / "run")
+    with pytest.raises(ValueError, match="open_run"):
+        NER.load(tmp_path / "run")
+
+
 class Stop(Callback):
     "Save the state in the middle, and end."
 

@@ -130,7 +130,7 @@ class Saving:
         self.training |= run | extra | {"labels": self.labels}
         self.write(self.model, self.tokenizer, folder, training=self.training)
 
-# %% ../../nbs/5_tasks/50_task.ipynb #904c0a0d
+# %% ../../nbs/5_tasks/50_task.ipynb #30e96cc3
 class Opening:
     "From a folder to a task."
 
@@ -143,6 +143,8 @@ class Opening:
         "Open a run, verified. Raises CorruptCheckpoint, and ValueError where task or labels don't fit."
         if cls is Task:
             return kind_of(folder).load(folder, data)
+        if (Path(folder) / "adapter_config.json").exists():
+            raise ValueError(f"{folder} holds an adapter, not a whole model: open it with ft_course.peft.tasks.open_run")
         saved = read_training(folder)
         if saved.get("task", cls.kind) != cls.kind:
             raise ValueError(f"{folder} is a run of task {saved['task']!r}, not {cls.kind!r}: open it with Task.load")
