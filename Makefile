@@ -34,6 +34,7 @@ results: .venv/ready  ## write the numbers that lessons and README quote
 	$(BIN)/python bench/demo.py --write
 	$(BIN)/python bench/runs.py
 	$(BIN)/python bench/pretrained.py
+	$(BIN)/python bench/comparison.py
 
 bench: .venv/ready  ## measure side by side with other libraries
 	$(BIN)/python bench/metrics.py

@@ -7,10 +7,12 @@ import pytest
 from conftest import ROOT
 
 from ft_course.data.sources import load
+from ft_course.peft.tasks import METHODS
 from ft_course.tasks.ner import NER
 from ft_course.tasks.sentiment import TextClassification
 
 sys.path.insert(0, str(ROOT / "bench"))
+import comparison  # noqa: E402
 import demo  # noqa: E402
 import pretrained  # noqa: E402
 import runs  # noqa: E402
@@ -55,6 +57,31 @@ def test_starts_were_compared_by_this_plan():
     assert result["settings"] == json.loads(json.dumps(pretrained.settings()))
     assert set(result["runs"]) == {pretrained.key(recipe) for recipe in pretrained.plan(result["runs"])}
     assert set(result["simple"]) == {f"{start} {seed}" for start in ("pretrained", "random") for seed in pretrained.SEEDS}
+
+
+def test_the_comparison_is_whole_and_follows_its_plan():
+    result, key = read["comparison"], comparison.key
+    assert [result[name] for name in ("tasks", "rates", "seeds", "batch")] == json.loads(json.dumps([comparison.TASKS, comparison.RATES, comparison.SEEDS, comparison.BATCH]))
+    pairs = [(name, method) for name in comparison.TASKS for method in comparison.METHODS]
+    assert result["best"] == {key(*pair): comparison.best_rate(result["runs"], *pair) for pair in pairs}
+    wanted = {key(*pair, lr, 0) for pair in pairs for lr in comparison.RATES}
+    assert set(result["runs"]) == wanted | {key(*pair, result["best"][key(*pair)], seed) for pair in pairs for seed in comparison.SEEDS}
+    assert set(result["why"]) == {key(*run) for run in comparison.why_plan(result["best"])}
+    assert set(result["costs"]) == set(comparison.METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_begins_at_the_rate_that_did_best(method):
+    runs = read["comparison"]["runs"]
+    mean = {lr: sum(runs[comparison.key(name, method, lr, 0)]["validation"] for name in comparison.TASKS) for lr in comparison.RATES}
+    assert METHODS[method][1] == max(mean, key=mean.get)
+
+
+def test_every_small_method_is_small():
+    costs = read["comparison"]["costs"]
+    shares = {method: cost["trained"] / cost["total"] for method, cost in costs.items()}
+    assert shares.pop("full") == 1 and all(share < 0.02 for share in shares.values())
+    assert costs["lora"]["file_bytes"] < 5e5
 
 
 def test_each_condition_of_the_starts_has_its_own_rate_and_every_seed():
