@@ -12,7 +12,7 @@ help:  ## list the targets
 
 .venv/ready: settings.ini setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: .venv/ready  ## fine-tune NER and sentiment on the bundled model and corpora, print the table
