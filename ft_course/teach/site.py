@@ -200,7 +200,7 @@ def drop_search(
             text = path.read_text(encoding="utf-8")
             path.write_text(re.sub(r'\s*<script src="[^"]*(searchtools|language_data|searchindex)\.js"></script>', "", text), encoding="utf-8")
 
-# %% ../../nbs/9_teach/97_site.ipynb #7b33aa68
+# %% ../../nbs/9_teach/97_site.ipynb #01dec891
 def build(
     src: Path = Path("build/site"),  # Sphinx's source folder, made anew
     site: Path = Path("_site"),  # where the pages go
@@ -212,10 +212,11 @@ def build(
         write_lesson(src, lesson)
     write_front_page(src)
     write_reference(src, [lesson for lesson in lessons() if lesson.module])
-    status = sphinx(src, site)
+    if status := sphinx(src, site):
+        return status
     drop_icons(site)
     drop_search(site)
-    return status
+    return 0
 
 # %% ../../nbs/9_teach/97_site.ipynb #574f298b
 if __name__ == "__main__" and __spec__:
