@@ -32,6 +32,7 @@ test: site  ## run every lesson, build the site, run the tests
 
 results: .venv/ready  ## write the numbers that lessons and README quote
 	$(BIN)/python bench/demo.py --write
+	$(BIN)/python bench/curves.py
 	$(BIN)/python bench/runs.py
 	$(BIN)/python bench/pretrained.py
 	$(BIN)/python bench/comparison.py

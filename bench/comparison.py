@@ -4,9 +4,10 @@
     python bench/comparison.py score       # a part of it: score, why or costs
 
 Everything is cut (TASKS), so that two cores can do it: the first so many training examples of a
-shuffle by the run's seed, and the first so many validation and test examples of a fixed shuffle. Each method has the learning
-rate of RATES that is best on the validation examples with seed 0; the other seeds then use it. `why` tries two causes
-of low scores: a head that learns too slowly, and too few updates. `costs` are of one method after the other.
+shuffle by the run's seed, and the first so many validation and test examples of a fixed shuffle. Each method has the learning rate
+of RATES that is best on the validation examples with seed 0; the other seeds then use it. The head has a rate of its own, HEAD_LR,
+the same in all runs, save where nothing else trains: there it is the rate of the sweep. `why` looks for causes of low scores: a
+head at the rate of the rest, and too few updates. `costs` are of one method after the other.
 """
 import json
 import os
@@ -31,10 +32,12 @@ TASKS = {  # examples of each split, and passes over the training examples
     "banking77": dict(kind="classify", train=539, validation=200, test=400, epochs=3, max_length=48),
 }
 METHODS = ("full", "frozen", "bitfit", "lora", "adapter", "ia3", "prefix", "prompt", "ptuning")
-RATES = (2e-4, 4e-3, 3e-2)
+RATES = (2e-4, 1e-3, 4e-3, 3e-2)
 SEEDS = (0, 1, 2, 3, 4)
 BATCH = 8
-HEAD_RATE = 3e-2
+HEAD_LR = 3e-2
+TWO_RATES = (("wnut17", "lora", 1e-3), ("wnut17", "adapter", 1e-3), ("banking77", "full", 2e-4))
+LONGER = [("newswire", method, seed) for seed in SEEDS[:3] for method in ("full", "adapter")] + [("pros-cons", method, 0) for method in ("prompt", "ptuning", "prefix")]
 QUIET = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
@@ -49,7 +52,7 @@ def read_data(name: str):
 def make_task(name: str, method: str, seed: int):
     "A task with its data cut and its method's parts in place."
     import torch
-    from ft_course.peft.injection import heads
+    from ft_course.model.parameters import heads
     from ft_course.peft.tasks import adapt
     from ft_course.teach.runs import TASKS as KINDS
 
@@ -67,26 +70,11 @@ def make_task(name: str, method: str, seed: int):
     return task
 
 
-def own_head_rate(learner, rate: float) -> None:
-    "Let the head learn at a rate of its own, in groups beside those of the method's parts."
-    from ft_course.peft.injection import heads
-
-    model, optimizer = learner.model, learner.optimizer
-    of_head = {p for head in heads(model) for p in model.get_submodule(head).parameters()}
-    groups = list(optimizer.param_groups)
-    optimizer.param_groups.clear()
-    for group in groups:
-        for in_head, peak in ((False, group["peak_lr"]), (True, rate)):
-            if params := [p for p in group["params"] if (p in of_head) == in_head]:
-                optimizer.add_param_group(group | dict(params=params, peak_lr=peak))
-
-
-def score(name: str, method: str, lr: float, seed: int, head_rate: float | None = None, passes: int = 1) -> dict:
+def score(name: str, method: str, lr: float, seed: int, head_lr: float | None = HEAD_LR, passes: int = 1) -> dict:
     "Train once; validation and test score with the interval of the latter; nothing where the loss is no number any more."
     task = make_task(name, method, seed)
-    learner = task.learner(epochs=passes * TASKS[name]["epochs"], lr=lr, batch_size=BATCH)
-    if head_rate:
-        own_head_rate(learner, head_rate)
+    learner = task.learner(epochs=passes * TASKS[name]["epochs"], lr=lr, head_lr=lr if method == "frozen" else head_lr, batch_size=BATCH)
+    learner.valid = None  # scored at the end alone
     try:
         learner.fit()
     except ArithmeticError:
@@ -145,20 +133,19 @@ def fill(part: str, runs: list[tuple], **also) -> dict:
 def main_score() -> None:
     "First the rates, with seed 0; then the other seeds with the best of them."
     pairs = [(name, method) for name in TASKS for method in METHODS]
-    result = fill("runs", [(*pair, lr, 0) for pair in pairs for lr in RATES], tasks=TASKS, rates=RATES, seeds=SEEDS, batch=BATCH, versions=versions())
+    result = fill("runs", [(*pair, lr, 0) for pair in pairs for lr in RATES], tasks=TASKS, rates=RATES, head_lr=HEAD_LR, seeds=SEEDS, batch=BATCH, versions=versions())
     best = {key(*pair): best_rate(result["runs"], *pair) for pair in pairs}
     fill("runs", [(*pair, best[key(*pair)], seed) for seed in SEEDS[1:] for pair in pairs], best=best)
 
 
 def why_plan(best: dict[str, float]) -> list[tuple]:
-    "Heads with a rate of their own where the rest learned nothing, or little, and four times the passes for prompts."
-    heads = [("wnut17", method, 1e-3, seed, rate) for seed in SEEDS[:3] for method in ("lora", "adapter") for rate in (None, HEAD_RATE)]
-    heads += [("banking77", "full", best["banking77 full"], seed, HEAD_RATE) for seed in SEEDS[:3]]
-    return heads + [("pros-cons", method, best[key("pros-cons", method)], 0, None, 4) for method in ("prompt", "ptuning", "prefix")]
+    "One rate for head and rest, and two; four times the passes, for prompts and for names."
+    two_rates = [(name, method, lr, seed, head_lr) for name, method, lr in TWO_RATES for seed in SEEDS[:3] for head_lr in (None, HEAD_LR)]
+    return two_rates + [(name, method, best[key(name, method)], seed, HEAD_LR, 4) for name, method, seed in LONGER]
 
 
 def main_why() -> None:
-    fill("why", why_plan(read("comparison")["best"]), head_rate=HEAD_RATE)
+    fill("why", why_plan(read("comparison")["best"]))
 
 
 def main_costs() -> None:

@@ -18,9 +18,9 @@ from statistics import median
 
 from common import read, versions, write
 
-R, ALPHA, BATCH, LENGTH = 8, 16, 32, 64
+R, ALPHA, BATCH, LENGTH = 8, 16, 16, 64
 TARGETS = {"query, value": ("query", "value"), "all linear": ("query", "key", "value", "dense")}
-PROCESSES, PAIRS, WARM = 3, 20, 3
+PROCESSES, PAIRS, WARM = 3, 15, 3
 LAYERS = 50  # with query and value: 100 injected layers
 
 

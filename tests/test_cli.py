@@ -99,10 +99,10 @@ def test_predict_takes_many_lines(reviews):
 
 def test_early_stopping_and_options_reach_the_learner(tmp_path, tiny):
     data = write_reviews(tmp_path / "reviews.jsonl", 5)
-    done = ft_course("train", "classify", "--data", data, "--model", tiny, "--out", tmp_path / "run", "--epochs", 9, "--lr", 1e-12,
+    done = ft_course("train", "classify", "--data", data, "--model", tiny, "--out", tmp_path / "run", "--epochs", 9, "--lr", 1e-12, "--head-lr", 1e-11,
                      "--early-stop", 1, "--accumulate", 2, "--layer-decay", 0.9, "--freeze-layers", 1, "--seed", 3, "--json")
     training = json.loads((tmp_path / "run" / "training.json").read_text())
-    expected = dict(epochs=9, lr=1e-12, gradient_accumulation_steps=2, layer_decay=0.9, freeze_layers=1, seed=3)
+    expected = dict(epochs=9, lr=1e-12, head_lr=1e-11, gradient_accumulation_steps=2, layer_decay=0.9, freeze_layers=1, seed=3)
     assert training["config"].items() >= expected.items() and json.loads(done.stdout)["epochs"] < 9
 
 

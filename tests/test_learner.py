@@ -252,7 +252,7 @@ def test_state_of_another_run_is_refused():
         Learner(tiny_model(labels=3), features, config=config).load_state_dict(tensors, scalars)
 
 
-@pytest.mark.parametrize("wrong", [dict(epochs=0), dict(lr=-1), dict(batch_size=0), dict(schedule="lineal"), dict(max_grad_norm=0)])
+@pytest.mark.parametrize("wrong", [dict(epochs=0), dict(lr=-1), dict(batch_size=0), dict(schedule="lineal"), dict(max_grad_norm=0), dict(head_lr=0)])
 def test_configurations_that_cannot_work(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=name):

@@ -7,7 +7,8 @@ import torch
 from families import MODELS, batch, build, logits, loss, prove_coverage
 from ft_course.model.parameters import trainable_parameters
 from ft_course.peft import lora
-from ft_course.peft.injection import PREFIX, adapter_state_dict, heads, load_adapter, merge, save_adapter, unload, unmerge
+from ft_course.model.parameters import heads
+from ft_course.peft.injection import PREFIX, adapter_state_dict, load_adapter, merge, save_adapter, unload, unmerge
 from ft_course.theory.formulas import relative_error
 from safetensors.torch import load_file, save_file
 

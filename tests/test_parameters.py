@@ -1,11 +1,14 @@
 """What trains: freezing by name and by depth, groups by decay and by depth."""
 import pytest
 import torch
+from families import MODELS, build
 from tiny import tiny_features, tiny_model
 from transformers import GPT2Config, GPT2ForSequenceClassification, Trainer, TrainingArguments
 
-from ft_course.model.parameters import (count_parameters, depth, freeze, freeze_layers, load_weights, parameter_groups,
+from ft_course.model.parameters import (count_parameters, depth, freeze, freeze_layers, heads, load_weights, parameter_groups,
                                         trainable_parameters, weights)
+from ft_course.peft.tasks import METHODS, arguments
+from ft_course.peft.injection import method_of
 from ft_course.training.learner import Learner
 from ft_course.training.updates import TrainingConfig
 
@@ -44,6 +47,27 @@ def test_layer_decay():
     assert {rate for name, rate in rates.items() if ".embeddings." in name} == {0.125}
     assert rates == look_up(model, groups, "peak_lr")
     assert {g["lr"] for g in parameter_groups(model, 1.0)} == {1.0}
+
+
+HEADS = {"distilbert": {"pre_classifier", "classifier"}, "gpt2": {"score"}, "t5": {"classification_head"}, "gpt2-lm": set(), "t5-lm": set()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_head_has_its_own_rate(name):
+    "What is new for the task has it, the pooler and the rest do not; decay is as without."
+    model = build(name)
+    groups = parameter_groups(model, 1e-3, layer_decay=0.5, head_lr=1.0)
+    fast = {parameter.split(".")[0] for parameter, rate in look_up(model, groups, "peak_lr").items() if rate == 1.0}
+    assert fast == set(heads(model)) == HEADS.get(name, {"classifier"})
+    assert look_up(model, groups, "weight_decay") == look_up(model, parameter_groups(model, 1e-3), "weight_decay")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parts_of_a_method_are_no_head(method):
+    model = build("bert")
+    method_of(METHODS[method][0]).inject(model, **arguments(method, {}))
+    rates = look_up(model, parameter_groups(model, 1e-3, head_lr=1.0), "lr")
+    assert {name for name, rate in rates.items() if rate == 1.0} == {"classifier.weight", "classifier.bias"} and len(rates) > 2
 
 
 def test_depth_of_other_families():

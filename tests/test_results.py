@@ -7,12 +7,13 @@ import pytest
 from conftest import ROOT
 
 from ft_course.data.sources import load
-from ft_course.peft.tasks import METHODS
+from ft_course.peft.tasks import HEAD_LR, METHODS
 from ft_course.tasks.ner import NER
 from ft_course.tasks.sentiment import TextClassification
 
 sys.path.insert(0, str(ROOT / "bench"))
 import comparison  # noqa: E402
+import curves  # noqa: E402
 import demo  # noqa: E402
 import pretrained  # noqa: E402
 import runs  # noqa: E402
@@ -59,9 +60,15 @@ def test_starts_were_compared_by_this_plan():
     assert set(result["simple"]) == {f"{start} {seed}" for start in ("pretrained", "random") for seed in pretrained.SEEDS}
 
 
+def test_learning_curves_are_of_these_corpora_and_defaults():
+    assert read["curves"]["settings"] == json.loads(json.dumps(curves.settings()))
+    assert set(read["curves"]["runs"]) == set(curves.plan())
+
+
 def test_the_comparison_is_whole_and_follows_its_plan():
     result, key = read["comparison"], comparison.key
-    assert [result[name] for name in ("tasks", "rates", "seeds", "batch")] == json.loads(json.dumps([comparison.TASKS, comparison.RATES, comparison.SEEDS, comparison.BATCH]))
+    ours = dict(tasks=comparison.TASKS, rates=comparison.RATES, head_lr=comparison.HEAD_LR, seeds=comparison.SEEDS, batch=comparison.BATCH)
+    assert {name: result[name] for name in ours} == json.loads(json.dumps(ours))
     pairs = [(name, method) for name in comparison.TASKS for method in comparison.METHODS]
     assert result["best"] == {key(*pair): comparison.best_rate(result["runs"], *pair) for pair in pairs}
     wanted = {key(*pair, lr, 0) for pair in pairs for lr in comparison.RATES}
@@ -70,11 +77,19 @@ def test_the_comparison_is_whole_and_follows_its_plan():
     assert set(result["costs"]) == set(comparison.METHODS)
 
 
+def best_on_average(method: str) -> float:
+    "The rate with the highest mean validation score over the tasks, seed 0."
+    runs = read["comparison"]["runs"]
+    return max(comparison.RATES, key=lambda lr: sum(runs[comparison.key(name, method, lr, 0)]["validation"] for name in comparison.TASKS))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_begins_at_the_rate_that_did_best(method):
-    runs = read["comparison"]["runs"]
-    mean = {lr: sum(runs[comparison.key(name, method, lr, 0)]["validation"] for name in comparison.TASKS) for lr in comparison.RATES}
-    assert METHODS[method][1] == max(mean, key=mean.get)
+    assert METHODS[method][1] == best_on_average(method)
+
+
+def test_a_head_begins_at_the_rate_that_did_best_for_a_head_alone():
+    assert HEAD_LR == comparison.HEAD_LR == best_on_average("frozen")
 
 
 def test_every_small_method_is_small():

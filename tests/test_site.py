@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 
+from ft_course.teach.glossary import entries
 from ft_course.teach.lessons import lessons
 
 SITE = Path(__file__).parent.parent / "_site"
@@ -111,6 +112,12 @@ def test_lesson_has_a_page_with_its_measured_cost(lesson):
     assert len(page.select(".facts a.download")) == 2
     assert bool(page.find(id="what-you-built")) == bool(lesson.module)
     assert not re.search(r"^#\|", page.find("article").get_text(), re.M), "a directive shows"
+
+
+def test_lessons_name_the_concepts_that_live_in_them():
+    named = {(lesson.number, link.get_text()) for lesson in LESSONS for facts in soup(f"{lesson.name}.html").select(".facts")
+             if facts.get_text().startswith("Concepts: ") for link in facts.select("a[href*=glossary]")}
+    assert named == {(entry.lesson, entry.term) for entry in entries() if entry.lesson}
 
 
 @pytest.mark.parametrize("module", MODULES)

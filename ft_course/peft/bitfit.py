@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['IDLE', 'biases', 'inject']
 
-# %% ../../nbs/6_peft/61_bitfit.ipynb #32bb140f
+# %% ../../nbs/6_peft/61_bitfit.ipynb #e62abc15
 from transformers import PreTrainedModel
 
-from .injection import begin, ends_with, heads
+from ..model.parameters import heads
+from .injection import begin, ends_with
 
 # %% ../../nbs/6_peft/61_bitfit.ipynb #8c139344
 IDLE = ("key.bias", "k_lin.bias")  # of BERT and RoBERTa, of DistilBERT: what they add cancels in the softmax

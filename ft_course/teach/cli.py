@@ -135,7 +135,7 @@ def option(help: str, *names: str, own: bool = False, **limits: int) -> Any:
     "An option: its help, its names where the parameter's is too long, what it may be; `own`: tasks have their own default."
     return typer.Option(*names, help=help, show_default="the task's own" if own else True, **limits)
 
-# %% ../../nbs/9_teach/99_cli.ipynb #2c3c16cf
+# %% ../../nbs/9_teach/99_cli.ipynb #37e257b5
 @app.command(context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
 def train(
     context: typer.Context,
@@ -149,6 +149,7 @@ def train(
     batch_size: Annotated[int | None, option("Examples in a batch.", min=1, own=True)] = None,
     gradient_accumulation_steps: Annotated[int, option("Batches in an update.", "--accumulate", min=1)] = 1,
     max_length: Annotated[int, option("Tokens that the model sees of a text.", min=3)] = 128,
+    head_lr: Annotated[float | None, option("Peak learning rate of the new head.", own=True)] = None,
     layer_decay: Annotated[float, option("Each layer trains at this share of the rate above it.")] = 1.0,
     freeze_layers: Annotated[int, option("Layers that stay as they are, from the input on.", min=0)] = 0,
     early_stop: Annotated[int, option("Stop after so many epochs without a better validation loss; 0: never.", min=0)] = 0,

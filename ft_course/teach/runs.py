@@ -125,10 +125,10 @@ def flags(
             found[name], name = value(word), None
     return found
 
-# %% ../../nbs/9_teach/91_runs.ipynb #423b637c
+# %% ../../nbs/9_teach/91_runs.ipynb #c1ad0546
 SPLITS = ("validation", "test")  # on which a run is scored
 TASKS = {"ner": NER, "classify": TextClassification}  # name -> class
-FIELDS = ("epochs", "lr", "batch_size", "gradient_accumulation_steps", "layer_decay", "freeze_layers")  # of the training configuration that a run may set
+FIELDS = ("epochs", "lr", "head_lr", "batch_size", "gradient_accumulation_steps", "layer_decay", "freeze_layers")  # of the training configuration that a run may set
 OPTIONS = ("kind", "data", "model", "method", "max_length", "seed", "early_stop", *FIELDS)  # all that a run may set
 
 

@@ -36,7 +36,7 @@ def check_finite(
     if not math.isfinite(value):
         raise NonFiniteLoss(f"{where}: {value}. Look at these examples, or try a lower lr")
 
-# %% ../../nbs/4_training/40_updates.ipynb #7aa8fe9a
+# %% ../../nbs/4_training/40_updates.ipynb #28d9e649
 @dataclass
 class TrainingConfig:
     "What a run is made of, kept beside its weights."
@@ -49,24 +49,25 @@ class TrainingConfig:
     warmup_ratio: float = 0.1  # share of the updates in which the rate rises
     schedule: str = "linear"  # constant, linear or cosine
     layer_decay: float = 1.0  # each layer below trains at this share of the rate above
+    head_lr: float | None = None  # peak rate of the new head; None: that of the rest
     freeze_layers: int = 0  # layers that stay as they are, counted from the input
     seed: int = 0  # order of the data, dropout and the new head
 
     def __post_init__(self):
-        for name in ("epochs", "lr", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "layer_decay"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: it must be above 0")
+        for name in ("epochs", "lr", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "layer_decay", "head_lr"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name}={value!r}: it must be above 0")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
 
-# %% ../../nbs/4_training/40_updates.ipynb #56891b7c
+# %% ../../nbs/4_training/40_updates.ipynb #820cbb4c
 def make_optimizer(
     model: nn.Module,  # its lower layers are frozen here when the configuration says so
     config: TrainingConfig,
 ) -> torch.optim.AdamW:
     "AdamW on what trains, in groups by decay and depth, each step in one fused pass."
     freeze_layers(model, config.freeze_layers)
-    groups = parameter_groups(model, config.lr, config.weight_decay, config.layer_decay)
+    groups = parameter_groups(model, config.lr, config.weight_decay, config.layer_decay, config.head_lr)
     return torch.optim.AdamW(groups, fused=True)
 
 # %% ../../nbs/4_training/40_updates.ipynb #84ba0f2b
