@@ -99,6 +99,12 @@ def test_every_small_method_is_small():
     assert costs["lora"]["file_bytes"] < 5e5
 
 
+def test_lora_costs_no_more_than_pefts():
+    result = read["bench_peft"]
+    assert all(row["ratio"] <= 1 for what in ("step", "answer", "memory") for row in result[what].values())
+    assert result["inject_ms"]["ours"] < 50 and result["file_bytes"]["ours"] < 5e5
+
+
 def test_each_condition_of_the_starts_has_its_own_rate_and_every_seed():
     runs = read["pretrained"]["runs"].values()
     for data, start, frozen in pretrained.RATES:

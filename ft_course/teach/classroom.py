@@ -116,12 +116,13 @@ SLIDES = CONF | dict(
     nb_mime_priority_overrides=[("revealjs", kind, rank) for rank, kind in enumerate(["text/html", "image/svg+xml", "image/png", "text/plain"])],
 )
 
-# %% ../../nbs/9_teach/98_classroom.ipynb #3ec2868c
+# %% ../../nbs/9_teach/98_classroom.ipynb #faee864c
 SLIDES_CSS = """
 .reveal { font-size: 26px; }
 .reveal .slides section { text-align: left; }
 .reveal h1, .reveal h2 { text-transform: none; font-size: 1.8em; }
-.reveal pre { font-size: .7em; box-shadow: none; }
+.reveal pre { font-size: .7em; box-shadow: none; width: 100%; white-space: pre-wrap; }
+.reveal table { font-size: .75em; }
 .reveal .eqno { float: right; }
 .reveal .cell_output img { display: block; margin: 0 auto; max-height: 600px; }
 """
