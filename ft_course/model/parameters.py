@@ -87,13 +87,13 @@ def heads(model: PreTrainedModel) -> list[str]:  # ["classifier"]; DistilBERT ha
     beside = [(name, part) for name, part in model.named_children() if part is not model.base_model and not hasattr(part, "take_off")]
     return [name for name, part in beside if any(id(p) not in old for p in part.parameters())]
 
-# %% ../../nbs/3_model/32_parameters.ipynb #8a0ebe38
+# %% ../../nbs/3_model/32_parameters.ipynb #ee2be30f
 def parameter_groups(
     model: nn.Module,  # only what trains is grouped
     lr: float,  # rate at the top
     weight_decay: float = 0.01,  # for matrices; biases and norms get none
     layer_decay: float = 1.0,  # each layer below trains at this share of the rate above it
-    head_lr: float | None = None,  # rate of the `heads`; None: `lr`
+    head_lr: float | None = None,  # rate of the `heads` of a model of `transformers`; None: `lr`
 ) -> list[dict]:  # for `torch.optim`; `peak_lr` is what the schedule multiplies
     "Group parameters by decay and by depth (layer-wise rates: Howard and Ruder 2018)."
     params = trainable_parameters(model)

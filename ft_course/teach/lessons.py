@@ -166,14 +166,14 @@ def report(
     cost = run.result()
     return f"{lesson.name}  ok  {cost['seconds']:.0f} s  {cost['peak_bytes'] / 1e9:.1f} GB"
 
-# %% ../../nbs/9_teach/92_lessons.ipynb #53ec1420
+# %% ../../nbs/9_teach/92_lessons.ipynb #c09b4fd9
 def refresh_all(
     chosen: list[Lesson],
     out: Path = OUT,  # where executed lessons are kept
 ) -> int:  # how many failed
-    "Execute what is stale, a few at a time, and print a line for each lesson."
+    "Execute what is stale, two at a time, and print a line for each lesson."
     longest_first = sorted(chosen, key=lambda lesson: -measures(lesson, out).get("seconds", float("inf")))
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(2) as pool:
         runs = {pool.submit(refresh, lesson, out): lesson for lesson in longest_first}
         for run in as_completed(runs):
             print(report(runs[run], run), flush=True)
