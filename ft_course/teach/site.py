@@ -170,7 +170,7 @@ def write_static(
     mathjax = files("sphinx-mathjax-offline") / "static/mathjax/tex-svg-full.js"
     (src / CONF["html_static_path"][0] / CONF["mathjax_path"]).write_bytes(mathjax.read_bytes())
 
-# %% ../../nbs/9_teach/97_site.ipynb #3b820141
+# %% ../../nbs/9_teach/97_site.ipynb #b05f16e9
 def sphinx(
     src: Path,  # Sphinx's source folder
     site: Path,  # where the pages go; what was there is removed
@@ -180,7 +180,9 @@ def sphinx(
     from sphinx.cmd.build import main as sphinx_build
 
     shutil.rmtree(site, ignore_errors=True)
-    return sphinx_build(["-q", "-W", "-b", builder, "--keep-going", "-d", str(src / "_doctrees"), str(src), str(site)])
+    status = sphinx_build(["-q", "-W", "-b", builder, "--keep-going", "-d", str(src / "_doctrees"), str(src), str(site)])
+    shutil.rmtree(site.parent / "jupyter_execute", ignore_errors=True)  # pictures on their way to the pages
+    return status
 
 # %% ../../nbs/9_teach/97_site.ipynb #e1b7babc
 ICON = re.compile(r'"?([\w-]+)"?:\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?')  # name, size, ligatures, code, path
