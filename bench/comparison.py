@@ -31,7 +31,8 @@ TASKS = {  # examples of each split, and passes over the training examples
     "pros-cons": dict(kind="classify", train=320, validation=200, test=500, epochs=4, max_length=48),
     "banking77": dict(kind="classify", train=539, validation=200, test=400, epochs=3, max_length=48),
 }
-METHODS = ("full", "frozen", "bitfit", "lora", "adapter", "ia3", "prefix", "prompt", "ptuning")
+METHODS = ("full", "frozen", "bitfit", "lora", "lora-all", "adapter", "ia3", "prefix", "prompt", "ptuning")
+OPTIONS = {"lora-all": dict(r=4, lora_alpha=8, target_modules=("query", "key", "value", "intermediate.dense", "output.dense"))}  # all linear layers
 RATES = (2e-4, 1e-3, 4e-3, 3e-2)
 SEEDS = (0, 1, 2, 3, 4)
 BATCH = 8
@@ -66,7 +67,7 @@ def make_task(name: str, method: str, seed: int):
         for head in heads(task.model):
             task.model.get_submodule(head).requires_grad_(True)
     elif method != "full":
-        adapt(task, method)
+        adapt(task, method.split("-")[0], **OPTIONS.get(method, {}))
     return task
 
 
@@ -133,7 +134,7 @@ def fill(part: str, runs: list[tuple], **also) -> dict:
 def main_score() -> None:
     "First the rates, with seed 0; then the other seeds with the best of them."
     pairs = [(name, method) for name in TASKS for method in METHODS]
-    result = fill("runs", [(*pair, lr, 0) for pair in pairs for lr in RATES], tasks=TASKS, rates=RATES, head_lr=HEAD_LR, seeds=SEEDS, batch=BATCH, versions=versions())
+    result = fill("runs", [(*pair, lr, 0) for pair in pairs for lr in RATES], tasks=TASKS, rates=RATES, head_lr=HEAD_LR, seeds=SEEDS, batch=BATCH, options=OPTIONS, versions=versions())
     best = {key(*pair): best_rate(result["runs"], *pair) for pair in pairs}
     fill("runs", [(*pair, best[key(*pair)], seed) for seed in SEEDS[1:] for pair in pairs], best=best)
 

@@ -39,7 +39,7 @@ def run(name: str, recipe: dict) -> dict:
     recipe = dict(recipe)
     kind, n, length = recipe.pop("task"), recipe.pop("train", None), recipe.pop("max_length", 128)
     task = {"ner": NER, "classify": TextClassification}[kind](subset(load(name, kind), n), max_length=length)
-    task.learner(callbacks=[ProgressBar()], **recipe).fit()
+    task.learner(callbacks=[ProgressBar()], head_lr=None, **recipe).fit()  # one rate for head and rest
     score, baselines = {"ner": ("entity_f1", ner_baselines), "classify": ("accuracy", text_baselines)}[kind]
     sizes = {split: len(task.data[split]) for split in task.data}
     simple = {method: report[score] for method, report in baselines(task.data).items()}

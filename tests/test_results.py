@@ -67,7 +67,7 @@ def test_learning_curves_are_of_these_corpora_and_defaults():
 
 def test_the_comparison_is_whole_and_follows_its_plan():
     result, key = read["comparison"], comparison.key
-    ours = dict(tasks=comparison.TASKS, rates=comparison.RATES, head_lr=comparison.HEAD_LR, seeds=comparison.SEEDS, batch=comparison.BATCH)
+    ours = dict(tasks=comparison.TASKS, rates=comparison.RATES, head_lr=comparison.HEAD_LR, seeds=comparison.SEEDS, batch=comparison.BATCH, options=comparison.OPTIONS)
     assert {name: result[name] for name in ours} == json.loads(json.dumps(ours))
     pairs = [(name, method) for name in comparison.TASKS for method in comparison.METHODS]
     assert result["best"] == {key(*pair): comparison.best_rate(result["runs"], *pair) for pair in pairs}

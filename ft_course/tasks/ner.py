@@ -91,11 +91,11 @@ def windows(
         first = last
     return found
 
-# %% ../../nbs/5_tasks/52_ner.ipynb #c7ab23ca
+# %% ../../nbs/5_tasks/52_ner.ipynb #ef72a919
 class NER(Sentences):
     "Entities in a text: a tag for each word, read as spans."
 
-    defaults = dict(epochs=4, lr=5e-4, batch_size=16)
+    defaults = dict(epochs=3, lr=3e-4, head_lr=3e-2, batch_size=16)
 
     def cut(self, words: list[str]) -> list[tuple[int, int]]:  # (first, last), last exclusive
         "Windows of words that fit into `max_length`."
