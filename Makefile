@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
+unexport PYTHONDONTWRITEBYTECODE  # else each process compiles PyTorch anew: .venv comes without compiled modules
 
 .DEFAULT_GOAL := help
 .PHONY: help demo lab test lessons site results bench readme clean
