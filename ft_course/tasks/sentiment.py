@@ -50,11 +50,11 @@ class Texts(Task):
         true, predicted = ([self.labels[i] for i in np.concatenate(ids)] for ids in (labels, predictions))
         return classification_report(true, predicted, self.labels)
 
-# %% ../../nbs/5_tasks/51_sentiment.ipynb #52b70bb2
+# %% ../../nbs/5_tasks/51_sentiment.ipynb #f4b6dfe1
 class TextClassification(Texts):
     "One class for each text."
 
-    defaults = dict(epochs=3, lr=2e-4, batch_size=16)
+    defaults = dict(epochs=4, lr=2e-4, batch_size=16)
 
     def predict(
         self,
