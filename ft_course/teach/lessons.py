@@ -90,14 +90,15 @@ def drop_widgets(
     nb.metadata.pop("widgets", None)
     return nb
 
-# %% ../../nbs/9_teach/92_lessons.ipynb #f343a34b
+# %% ../../nbs/9_teach/92_lessons.ipynb #d1de428e
 WARM = ["torch", "transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert", "scipy.stats", "pyarrow",
         "ipykernel.kernelapp"]
-SERVE = """import os
+SERVE = """import multiprocessing, os, threading
 from ipykernel.kernelapp import IPKernelApp
 os.setsid()
 os.environ.update(env)
 os.chdir(cwd)
+threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])"""
 
 # %% ../../nbs/9_teach/92_lessons.ipynb #e1152ac6
@@ -131,11 +132,14 @@ def fork_kernels(
 
     manager.provisioner = Fork(parent=manager, kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec)
 
-# %% ../../nbs/9_teach/92_lessons.ipynb #a6760c5c
+# %% ../../nbs/9_teach/92_lessons.ipynb #396fe48a
 def execute(
     path: Path,  # a notebook
 ) -> tuple["nbformat.NotebookNode", dict]:  # with outputs; {"seconds", "peak_bytes"}
-    "Run a notebook in a fresh kernel; raises nbclient's CellExecutionError where a cell fails, DeadKernelError where the kernel dies."
+    """Run a notebook in a fresh kernel. A script that calls this needs multiprocessing's `if __name__ == "__main__":`.
+
+    Raises nbclient's CellExecutionError where a cell fails, DeadKernelError where the kernel dies.
+    """
     import nbformat  # both come with the extra `site`
     from nbclient import NotebookClient
 
