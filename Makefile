@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
+# Large pages for tensors: training takes some 5 % less time. Only Linux reads it.
+export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 unexport PYTHONDONTWRITEBYTECODE  # else each process compiles PyTorch anew: .venv comes without compiled modules
 
 .DEFAULT_GOAL := help
