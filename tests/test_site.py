@@ -15,6 +15,7 @@ from bs4 import BeautifulSoup
 
 from ft_course.teach.glossary import entries
 from ft_course.teach.lessons import lessons
+from ft_course.teach.site import sphinx, write_static
 
 SITE = Path(__file__).parent.parent / "_site"
 PAGES = [page.relative_to(SITE).as_posix() for page in sorted(SITE.rglob("*.html")) if "_static" not in page.parts]
@@ -132,6 +133,18 @@ def test_the_reference_shows_examples_and_code_can_be_copied():
     assert sum("In the lesson:" in page.get_text() for page in pages) > len(pages) / 2
     assert "('B', 'work-of-art')" in soup("api/data.tags.html").get_text()
     assert all(page.find("script", src=re.compile("copybutton.js")) for page in pages)
+
+
+def test_a_build_that_fails_leaves_the_pages_of_before(tmp_path):
+    src, site = tmp_path / "src", tmp_path / "site"
+    write_static(src)
+    (src / "index.md").write_text("# Good", encoding="utf-8")
+    assert sphinx(src, site) == 0
+    before = (site / "index.html").read_text(encoding="utf-8")
+    (src / "index.md").write_text("# Bad\n\n{eq}`eq-nowhere`", encoding="utf-8")
+    assert sphinx(src, site) != 0
+    assert (site / "index.html").read_text(encoding="utf-8") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["site", "src"]
 
 
 def test_mathematics_and_search_are_there():

@@ -170,18 +170,20 @@ def write_static(
     mathjax = files("sphinx-mathjax-offline") / "static/mathjax/tex-svg-full.js"
     (src / CONF["html_static_path"][0] / CONF["mathjax_path"]).write_bytes(mathjax.read_bytes())
 
-# %% ../../nbs/9_teach/97_site.ipynb #b05f16e9
+# %% ../../nbs/9_teach/97_site.ipynb #5941a495
 def sphinx(
     src: Path,  # Sphinx's source folder
-    site: Path,  # where the pages go; what was there is removed
+    site: Path,  # where the pages go in the place of what was there, if all is well
     builder: str = "html",
 ) -> int:  # exit status
     "Build the pages; a warning is an error."
     from sphinx.cmd.build import main as sphinx_build
 
-    shutil.rmtree(site, ignore_errors=True)
-    status = sphinx_build(["-q", "-W", "-b", builder, "--keep-going", "-d", str(src / "_doctrees"), str(src), str(site)])
-    shutil.rmtree(site.parent / "jupyter_execute", ignore_errors=True)  # pictures on their way to the pages
+    pages = src / "_pages"
+    status = sphinx_build(["-q", "-W", "-b", builder, "--keep-going", "-d", str(src / "_doctrees"), str(src), str(pages)])
+    if not status:
+        shutil.rmtree(site, ignore_errors=True)
+        shutil.move(pages, site)
     return status
 
 # %% ../../nbs/9_teach/97_site.ipynb #e1b7babc
