@@ -110,7 +110,7 @@ def test_the_mean_of_other_methods_is_of_tensors():
 
 
 def test_dora_and_others_do_not_add_up():
-    for inject in (METHODS["dora"], ia3.inject):
+    for inject in (METHODS["dora"], ia3.inject, lambda model: lora.inject(model, bias="all")):
         with pytest.raises(ValueError, match="only updates of LoRA"):
             stack([adapter(inject=inject)], [1])
     with pytest.raises(ValueError, match="only updates of LoRA"):

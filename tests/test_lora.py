@@ -13,7 +13,7 @@ from ft_course.theory.formulas import relative_error
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Adapter 'default'")  # of names in transformers that peft uses; of odd files that we make
-KINDS = {"lora": {}, "rslora": dict(use_rslora=True), "dora": dict(use_dora=True)}
+KINDS = {"lora": {}, "rslora": dict(use_rslora=True), "dora": dict(use_dora=True), "bias": dict(bias="all")}
 OTHER_TARGETS = {"gpt2": ("c_attn", "mlp.c_proj"), "t5": ("q", "wo", "k")}  # a Conv1D that narrows; a layer whose weight T5 looks at
 
 
@@ -236,7 +236,7 @@ def test_another_base_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [(dict(target_modules="query"), "tuple of whole names"), (dict(target_modules=("uery",)), "'uery'"),
-                                              (dict(r=0), "r=0"), (dict(modules_to_save=("poler",)), "'poler'")])
+                                              (dict(r=0), "r=0"), (dict(bias="lora_only"), "bias='lora_only'"), (dict(modules_to_save=("poler",)), "'poler'")])
 def test_wrong_arguments_change_nothing(options, message):
     model = build("bert")
     with pytest.raises(ValueError, match=message):

@@ -116,16 +116,16 @@ class Server:
                 answers[i] = row
         return answers
 
-# %% ../../nbs/6_peft/67_compose.ipynb #bbdbfddf
+# %% ../../nbs/6_peft/67_compose.ipynb #83334ad8
 def stack(
     adapters: list[Adapter],  # LoRA of one base; ranks may differ
     weights: list[float],  # of their updates: 1 to add, -1 to subtract
     head: int | None = 0,  # whose head; None: the mean of all
 ) -> Adapter:  # its rank is the sum of the ranks
-    "The weighted sum of updates, exact. Raises ValueError for another method, and for DoRA, whose updates don't add up."
+    "The weighted sum of updates, exact. Raises ValueError for another method, for DoRA, whose updates don't add up, and where biases train too."
     first = adapters[0]
-    if first.config["peft_type"] != "LORA" or first.config["use_dora"]:
-        raise ValueError("only updates of LoRA can be added: those of other methods are no sums")
+    if first.config["peft_type"] != "LORA" or first.config["use_dora"] or first.config["bias"] != "none":
+        raise ValueError("only updates of LoRA can be added: those of other methods are no sums, nor are biases that train along")
     check_fit(*adapters, apart=("r", "lora_alpha", "use_rslora"))
     factors = [w * scaling_of(a.config["r"], a.config["lora_alpha"], a.config["use_rslora"]) for w, a in zip(weights, adapters, strict=True)]
     tensors = {}

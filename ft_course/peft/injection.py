@@ -146,7 +146,7 @@ def base_hash(model: PreTrainedModel) -> str:  # sha256, hexadecimal
         digest.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
-# %% ../../nbs/6_peft/60_injection.ipynb #ffa7b993
+# %% ../../nbs/6_peft/60_injection.ipynb #92f95903
 PREFIX = "base_model.model."  # what peft writes before each name
 METHODS = {"LORA": "lora", "IA3": "ia3", "BOTTLENECK": "adapters", "BITFIT": "bitfit",
            "PROMPT_TUNING": "prompts", "P_TUNING": "prompts", "PREFIX_TUNING": "prefix"}  # peft_type -> module with `inject`
@@ -168,8 +168,9 @@ def to_file(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def from_file(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    "Names in a file to names in the model; heads stand there in two spellings."
-    return {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in tensors.items()}
+    "Names in a file to names in the model; heads stand there in two spellings, and peft writes copies where biases train."
+    return {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in tensors.items()
+            if ".modules_to_save." not in name and ".original_module." not in name}
 
 # %% ../../nbs/6_peft/60_injection.ipynb #4fc2863c
 def save_adapter(

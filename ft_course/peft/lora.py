@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TARGETS', 'NEUTRAL', 'turned', 'LowRank', 'LoRA', 'DoRA', 'targets_of', 'scaling_of', 'inject']
 
-# %% ../../nbs/6_peft/62_lora.ipynb #83d4feca
+# %% ../../nbs/6_peft/62_lora.ipynb #c1f4129b
 import math
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .injection import Mergeable, begin, replace
+from .injection import Mergeable, begin, ends_with, replace
 
 # %% ../../nbs/6_peft/62_lora.ipynb #61cfae7a
 def turned(
@@ -106,8 +106,8 @@ def scaling_of(
     "The factor of an update: alpha over r, or over the root of r."
     return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
 
-# %% ../../nbs/6_peft/62_lora.ipynb #6826fe46
-NEUTRAL = {"bias": ("none",), "fan_in_fan_out": (True,), "init_lora_weights": (True, "gaussian"), "megatron_core": ("megatron.core",), "qalora_group_size": (16,)}  # settings of peft's that change nothing here
+# %% ../../nbs/6_peft/62_lora.ipynb #319cc0f4
+NEUTRAL = {"fan_in_fan_out": (True,), "init_lora_weights": (True, "gaussian"), "megatron_core": ("megatron.core",), "qalora_group_size": (16,)}  # settings of peft's that change nothing here
 
 
 def inject(
@@ -118,14 +118,20 @@ def inject(
     lora_dropout: float = 0.0,  # of what the update reads
     use_rslora: bool = False,  # divide by the root of r instead of r
     use_dora: bool = False,  # lengths of rows train too
+    bias: str = "none",  # "all": every bias of the model trains too
     modules_to_save: tuple[str, ...] = (),  # parts that train in full beside the head
 ) -> None:
-    "Put LoRA on the targets; only it and the head train then. Raises ValueError, and changes nothing, for a name that fits nothing and for r below 1."
+    "Put LoRA on the targets; only it and the head train then. Raises ValueError, and changes nothing, for a name that fits nothing, r below 1 or another bias."
     if r < 1:
         raise ValueError(f"r={r}: a rank is at least 1")
+    if bias not in ("none", "all"):
+        raise ValueError(f"bias={bias!r}: choose none or all")
     names = begin(model, "LORA", modules_to_save, r=r, lora_alpha=lora_alpha, target_modules=target_modules or targets_of(model),
-                  lora_dropout=lora_dropout, use_rslora=use_rslora, use_dora=use_dora)
+                  lora_dropout=lora_dropout, use_rslora=use_rslora, use_dora=use_dora, bias=bias)
     part, scaling = DoRA if use_dora else LoRA, scaling_of(r, lora_alpha, use_rslora)
     for name in names:
         replace(model, name, part(model.get_submodule(name), r, scaling, lora_dropout))
+    for name, p in model.named_parameters():
+        if bias == "all" and ends_with(name, "bias"):
+            p.requires_grad_(True)
     model.adapter_config["fan_in_fan_out"] = isinstance(model.get_submodule(names[0]).base_layer, Conv1D)  # what peft calls Conv1D's way
