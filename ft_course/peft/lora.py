@@ -106,10 +106,10 @@ def scaling_of(
     "The factor of an update: alpha over r, or over the root of r."
     return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
 
-# %% ../../nbs/6_peft/62_lora.ipynb #319cc0f4
+# %% ../../nbs/6_peft/62_lora.ipynb #5b70669d
 NEUTRAL = {"fan_in_fan_out": (True,), "init_lora_weights": (True, "gaussian"), "megatron_core": ("megatron.core",), "qalora_group_size": (16,)}  # settings of peft's that change nothing here
 
-
+# %% ../../nbs/6_peft/62_lora.ipynb #d319c13d
 def inject(
     model: PreTrainedModel,  # changed in place
     r: int = 8,  # rank
@@ -132,6 +132,5 @@ def inject(
     for name in names:
         replace(model, name, part(model.get_submodule(name), r, scaling, lora_dropout))
     for name, p in model.named_parameters():
-        if bias == "all" and ends_with(name, "bias"):
-            p.requires_grad_(True)
+        p.requires_grad_(p.requires_grad or (bias == "all" and ends_with(name, "bias")))
     model.adapter_config["fan_in_fan_out"] = isinstance(model.get_submodule(names[0]).base_layer, Conv1D)  # what peft calls Conv1D's way
