@@ -109,7 +109,7 @@ def scaling_of(
 # %% ../../nbs/6_peft/62_lora.ipynb #5b70669d
 NEUTRAL = {"fan_in_fan_out": (True,), "init_lora_weights": (True, "gaussian"), "megatron_core": ("megatron.core",), "qalora_group_size": (16,)}  # settings of peft's that change nothing here
 
-# %% ../../nbs/6_peft/62_lora.ipynb #d319c13d
+# %% ../../nbs/6_peft/62_lora.ipynb #769a6b8d
 def inject(
     model: PreTrainedModel,  # changed in place
     r: int = 8,  # rank
@@ -121,7 +121,7 @@ def inject(
     bias: str = "none",  # "all": every bias of the model trains too
     modules_to_save: tuple[str, ...] = (),  # parts that train in full beside the head
 ) -> None:
-    "Put LoRA on the targets; only it and the head train then. Raises ValueError, and changes nothing, for a name that fits nothing, r below 1 or another bias."
+    "Put LoRA on the targets; only it, the head and the biases, if told, train then. Raises ValueError, and changes nothing, for a name that fits nothing, r below 1 or another bias."
     if r < 1:
         raise ValueError(f"r={r}: a rank is at least 1")
     if bias not in ("none", "all"):
