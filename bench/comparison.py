@@ -4,10 +4,11 @@
     python bench/comparison.py score       # a part of it: score, why or costs
 
 Everything is cut (TASKS), so that two cores can do it: the first so many training examples of a
-shuffle by the run's seed, and the first so many validation and test examples of a fixed shuffle. Each method has the learning rate
-of RATES that is best on the validation examples with seed 0; the other seeds then use it. The head has a rate of its own, HEAD_LR,
-the same in all runs, save where nothing else trains: there it is the rate of the sweep. `why` looks for causes of low scores: a
-head at the rate of the rest, and too few updates. `costs` are of one method after the other.
+shuffle by the run's seed, and the first so many validation and test examples of a fixed shuffle. On the tasks of a kind each method has
+the learning rate of RATES that is best on the validation examples with seed 0; the other seeds then use it. The head has a rate of its
+own, the same for all methods: the one of HEAD_RATES that is best for full fine-tuning on the tasks of a kind. Where nothing but the
+head trains, its rate is that of the sweep. `why` looks for causes of low scores: heads at other rates, and too few updates. `costs` are of one method after
+the other.
 """
 import json
 import os
@@ -24,21 +25,22 @@ from pathlib import Path
 from common import read, versions, write
 from tqdm import tqdm
 
-TASKS = {  # examples of each split, and passes over the training examples
-    "newswire": dict(kind="ner", train=240, validation=100, test=300, epochs=4, max_length=64),
-    "wnut17": dict(kind="ner", train=240, validation=150, test=300, epochs=5, max_length=64),
-    "reviews": dict(kind="classify", train=200, validation=150, test=100, epochs=5, max_length=48),
-    "pros-cons": dict(kind="classify", train=320, validation=200, test=500, epochs=4, max_length=48),
-    "banking77": dict(kind="classify", train=539, validation=200, test=400, epochs=3, max_length=48),
+TASKS = {  # examples of each split, passes over the training examples, batches (small where many updates are wanted), the head's rate
+    "newswire": dict(kind="ner", train=80, validation=120, test=120, epochs=20, batch=4, head_lr=2e-3, max_length=64),
+    "wnut17": dict(kind="ner", train=80, validation=200, test=400, epochs=18, batch=4, head_lr=2e-3, max_length=64),
+    "reviews": dict(kind="classify", train=200, validation=150, test=100, epochs=5, batch=8, head_lr=3e-2, max_length=48),
+    "pros-cons": dict(kind="classify", train=320, validation=200, test=500, epochs=4, batch=8, head_lr=3e-2, max_length=48),
+    "banking77": dict(kind="classify", train=154, validation=200, test=400, epochs=10, batch=4, head_lr=3e-2, max_length=48),
 }
 METHODS = ("full", "frozen", "bitfit", "lora", "lora-all", "adapter", "ia3", "prefix", "prompt", "ptuning")
-OPTIONS = {"lora-all": dict(r=4, lora_alpha=8, target_modules=("query", "key", "value", "intermediate.dense", "output.dense"))}  # all linear layers
-RATES = (2e-4, 1e-3, 4e-3, 3e-2)
+EVERYWHERE = ("query", "key", "value", "intermediate.dense", "output.dense")  # all linear layers
+OPTIONS = {"lora-all": dict(method="lora", r=4, lora_alpha=16, bias="all", target_modules=EVERYWHERE),
+           **{method: dict(method=method, num_virtual_tokens=8) for method in ("prefix", "prompt", "ptuning")}}  # as in their lessons
+RATES = (2e-4, 1e-3, 3e-2)
 SEEDS = (0, 1, 2, 3, 4)
-BATCH = 8
-HEAD_LR = 3e-2
-TWO_RATES = (("wnut17", "lora", 1e-3), ("wnut17", "adapter", 1e-3), ("banking77", "full", 2e-4))
-LONGER = [("newswire", method, seed) for seed in SEEDS[:3] for method in ("full", "adapter")] + [("pros-cons", method, 0) for method in ("prompt", "ptuning", "prefix")]
+HEAD_RATES = (2e-4, 2e-3, 3e-2)
+SHORTER = [("newswire", method, seed, 4) for seed in SEEDS[:3] for method in ("full", "lora-all", "adapter")]  # passes
+LONGER = [("pros-cons", method, 0, 16) for method in ("prompt", "ptuning", "prefix")]
 QUIET = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
@@ -67,20 +69,20 @@ def make_task(name: str, method: str, seed: int):
         for head in heads(task.model):
             task.model.get_submodule(head).requires_grad_(True)
     elif method != "full":
-        adapt(task, method.split("-")[0], **OPTIONS.get(method, {}))
+        adapt(task, **OPTIONS.get(method, dict(method=method)))
     return task
 
 
-def score(name: str, method: str, lr: float, seed: int, head_lr: float | None = HEAD_LR, passes: int = 1) -> dict:
+def score(name: str, method: str, lr: float, seed: int, head_lr: float | None = None, epochs: int | None = None) -> dict:
     "Train once; validation and test score with the interval of the latter; nothing where the loss is no number any more."
-    task = make_task(name, method, seed)
-    learner = task.learner(epochs=passes * TASKS[name]["epochs"], lr=lr, head_lr=lr if method == "frozen" else head_lr, batch_size=BATCH)
+    task, cut = make_task(name, method, seed), TASKS[name]
+    learner = task.learner(epochs=epochs or cut["epochs"], lr=lr, head_lr=lr if method == "frozen" else head_lr or cut["head_lr"], batch_size=cut["batch"])
     learner.valid = None  # scored at the end alone
     try:
         learner.fit()
     except ArithmeticError:
         return dict(validation=0.0, test=0.0, diverged=True)
-    measure = "entity_f1" if TASKS[name]["kind"] == "ner" else "accuracy"
+    measure = "entity_f1" if cut["kind"] == "ner" else "accuracy"
     validation, test = task.evaluate("validation"), task.evaluate("test")
     return dict(validation=validation[measure], test=test[measure], interval=test["interval"])
 
@@ -91,7 +93,7 @@ def cost(name: str, method: str) -> dict:
 
     task = make_task(name, method, 0)
     trained, total = count_parameters(task.model)
-    learner = task.learner(epochs=1, lr=1e-3, batch_size=BATCH)
+    learner = task.learner(epochs=1, lr=1e-3, batch_size=TASKS[name]["batch"])
     start = time.perf_counter()
     learner.fit()
     seconds = (time.perf_counter() - start) / learner.step
@@ -113,9 +115,14 @@ def key(*parts) -> str:
     return " ".join(map(str, parts))
 
 
+def tasks_like(name: str) -> list[str]:
+    "The tasks of the same kind as one, that one among them."
+    return [other for other in TASKS if TASKS[other]["kind"] == TASKS[name]["kind"]]
+
+
 def best_rate(runs: dict, name: str, method: str) -> float:
-    "The rate with the best validation score of seed 0; the smaller one of two equals."
-    return max(RATES, key=lambda lr: (runs[key(name, method, lr, 0)]["validation"], -lr))
+    "The rate with the best mean validation score, seed 0, on the tasks of a kind; the smaller one of two equals."
+    return max(RATES, key=lambda lr: sum(runs[key(like, method, lr, 0)]["validation"] for like in tasks_like(name)))
 
 
 def fill(part: str, runs: list[tuple], **also) -> dict:
@@ -134,15 +141,24 @@ def fill(part: str, runs: list[tuple], **also) -> dict:
 def main_score() -> None:
     "First the rates, with seed 0; then the other seeds with the best of them."
     pairs = [(name, method) for name in TASKS for method in METHODS]
-    result = fill("runs", [(*pair, lr, 0) for pair in pairs for lr in RATES], tasks=TASKS, rates=RATES, head_lr=HEAD_LR, seeds=SEEDS, batch=BATCH, options=OPTIONS, versions=versions())
+    result = fill("runs", [(*pair, lr, 0) for pair in pairs for lr in RATES], tasks=TASKS, rates=RATES, seeds=SEEDS, options=OPTIONS, versions=versions())
     best = {key(*pair): best_rate(result["runs"], *pair) for pair in pairs}
     fill("runs", [(*pair, best[key(*pair)], seed) for seed in SEEDS[1:] for pair in pairs], best=best)
 
 
+def best_head_rate(result: dict, name: str) -> float:
+    "The head's rate with which full fine-tuning has the best mean validation score, seed 0, on the tasks of a kind."
+    def validation(like: str, lr: float) -> float:
+        run = key(like, "full", result["best"][key(like, "full")], 0)
+        return (result["runs"][run] if lr == TASKS[like]["head_lr"] else result["why"][key(run, lr)])["validation"]
+
+    return max(HEAD_RATES, key=lambda lr: sum(validation(like, lr) for like in tasks_like(name)))
+
+
 def why_plan(best: dict[str, float]) -> list[tuple]:
-    "One rate for head and rest, and two; four times the passes, for prompts and for names."
-    two_rates = [(name, method, lr, seed, head_lr) for name, method, lr in TWO_RATES for seed in SEEDS[:3] for head_lr in (None, HEAD_LR)]
-    return two_rates + [(name, method, best[key(name, method)], seed, HEAD_LR, 4) for name, method, seed in LONGER]
+    "Other rates for the head; fewer passes for names, more for prompts."
+    heads = [(name, "full", best[key(name, "full")], 0, lr) for name in TASKS for lr in HEAD_RATES if lr != TASKS[name]["head_lr"]]
+    return heads + [(name, method, best[key(name, method)], seed, TASKS[name]["head_lr"], epochs) for name, method, seed, epochs in SHORTER + LONGER]
 
 
 def main_why() -> None:

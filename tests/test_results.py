@@ -67,7 +67,7 @@ def test_learning_curves_are_of_these_corpora_and_defaults():
 
 def test_the_comparison_is_whole_and_follows_its_plan():
     result, key = read["comparison"], comparison.key
-    ours = dict(tasks=comparison.TASKS, rates=comparison.RATES, head_lr=comparison.HEAD_LR, seeds=comparison.SEEDS, batch=comparison.BATCH, options=comparison.OPTIONS)
+    ours = dict(tasks=comparison.TASKS, rates=comparison.RATES, seeds=comparison.SEEDS, options=comparison.OPTIONS)
     assert {name: result[name] for name in ours} == json.loads(json.dumps(ours))
     pairs = [(name, method) for name in comparison.TASKS for method in comparison.METHODS]
     assert result["best"] == {key(*pair): comparison.best_rate(result["runs"], *pair) for pair in pairs}
@@ -89,7 +89,21 @@ def test_a_method_begins_at_the_rate_that_did_best(method):
 
 
 def test_a_head_begins_at_the_rate_that_did_best_for_a_head_alone():
-    assert HEAD_LR == comparison.HEAD_LR == best_on_average("frozen")
+    assert HEAD_LR == best_on_average("frozen")
+
+
+@pytest.mark.parametrize("name", comparison.TASKS)
+def test_heads_of_the_comparison_have_the_rate_that_did_best_with_full_fine_tuning(name):
+    assert comparison.TASKS[name]["head_lr"] == comparison.best_head_rate(read["comparison"], name)
+
+
+def test_the_best_small_method_is_level_with_full_fine_tuning():
+    runs, best = read["comparison"]["runs"], read["comparison"]["best"]
+    costs = read["comparison"]["costs"]
+    small = [method for method in comparison.METHODS[2:] if costs[method]["trained"] < 0.01 * costs[method]["total"]]
+    for name in comparison.TASKS:
+        mean = {method: sum(runs[comparison.key(name, method, best[comparison.key(name, method)], seed)]["test"] for seed in comparison.SEEDS) / len(comparison.SEEDS) for method in ["full", *small]}
+        assert max(mean[method] for method in small) >= mean["full"] - 0.005, name
 
 
 def test_every_small_method_is_small():

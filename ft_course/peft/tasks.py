@@ -15,10 +15,10 @@ from ..model.checkpoints import load_tokenizer
 from .injection import load_adapter, merge, method_of, save_adapter, unload
 from ..tasks.task import Task, kind_of, read_training
 
-# %% ../../nbs/6_peft/69_tasks.ipynb #091ae417
+# %% ../../nbs/6_peft/69_tasks.ipynb #8fce2940
 METHODS = {  # name -> (peft_type, peak learning rate to begin with)
-    "lora": ("LORA", 4e-3), "adapter": ("BOTTLENECK", 4e-3), "bitfit": ("BITFIT", 4e-3), "ia3": ("IA3", 3e-2),
-    "prefix": ("PREFIX_TUNING", 3e-2), "prompt": ("PROMPT_TUNING", 3e-2), "ptuning": ("P_TUNING", 1e-3),
+    "lora": ("LORA", 1e-3), "adapter": ("BOTTLENECK", 1e-3), "bitfit": ("BITFIT", 1e-3), "ia3": ("IA3", 3e-2),
+    "prefix": ("PREFIX_TUNING", 3e-2), "prompt": ("PROMPT_TUNING", 3e-2), "ptuning": ("P_TUNING", 3e-2),
 }
 HEAD_LR = 3e-2  # peak learning rate of the head, with every method
 
