@@ -7,8 +7,8 @@ Everything is cut (TASKS), so that two cores can do it: the first so many traini
 shuffle by the run's seed, and the first so many validation and test examples of a fixed shuffle. On the tasks of a kind each method has
 the learning rate of RATES that is best on the validation examples with seed 0; the other seeds then use it. The head has a rate of its
 own, the same for all methods: the one of HEAD_RATES that is best for full fine-tuning on the tasks of a kind. Where nothing but the
-head trains, its rate is that of the sweep. `why` looks for causes of low scores: heads at other rates, and too few updates. `costs` are of one method after
-the other.
+head trains, its rate is that of the sweep. `why` looks for causes of low scores: heads at other rates, and too few updates. `costs`
+are of one method after the other.
 """
 import json
 import os
