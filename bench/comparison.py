@@ -8,7 +8,8 @@ shuffle by the run's seed, and the first so many validation and test examples of
 the learning rate of RATES that is best on the validation examples with seed 0; the other seeds then use it. The head has a rate of its
 own, the same for all methods: the one of HEAD_RATES that is best for full fine-tuning on the tasks of a kind. Where nothing but the
 head trains, its rate is that of the sweep. `why` looks for causes of low scores: heads at other rates, and too few updates. `costs`
-are of one method after the other.
+are of one method after the other. Each run keeps its seconds, so the file says how long all of it takes. A second process on the same
+file is refused: each would write over the other's runs.
 """
 import json
 import os
@@ -22,7 +23,8 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
-from common import read, versions, write
+from common import RESULTS, read, versions, write
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 TASKS = {  # examples of each split, passes over the training examples, batches (small where many updates are wanted), the head's rate
@@ -111,6 +113,12 @@ def fresh_cost(name: str, method: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def timed(function, *args) -> dict:
+    "What a function returns, and the seconds that it took."
+    start = time.perf_counter()
+    return function(*args) | dict(seconds=round(time.perf_counter() - start, 1))
+
+
 def key(*parts) -> str:
     return " ".join(map(str, parts))
 
@@ -131,7 +139,7 @@ def fill(part: str, runs: list[tuple], **also) -> dict:
     result = read("comparison") | also
     done = result.setdefault(part, {})
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(score, *run): key(*run) for run in runs if key(*run) not in done}
+        futures = {pool.submit(timed, score, *run): key(*run) for run in runs if key(*run) not in done}
         for future in tqdm(as_completed(futures), total=len(futures)):
             done[futures[future]] = future.result()
             write("comparison", result)
@@ -141,9 +149,9 @@ def fill(part: str, runs: list[tuple], **also) -> dict:
 def main_score() -> None:
     "First the rates, with seed 0; then the other seeds with the best of them."
     pairs = [(name, method) for name in TASKS for method in METHODS]
-    result = fill("runs", [(*pair, lr, 0) for pair in pairs for lr in RATES], tasks=TASKS, rates=RATES, seeds=SEEDS, options=OPTIONS, versions=versions())
+    result = fill("runs", [(*pair, lr, 0) for pair in pairs for lr in RATES], tasks=TASKS, rates=RATES, head_rates=HEAD_RATES, seeds=SEEDS, options=OPTIONS, versions=versions())
     best = {key(*pair): best_rate(result["runs"], *pair) for pair in pairs}
-    fill("runs", [(*pair, best[key(*pair)], seed) for seed in SEEDS[1:] for pair in pairs], best=best)
+    fill("runs", [(*pair, best[key(*pair)], seed) for pair in pairs for seed in SEEDS[1:]], best=best)
 
 
 def best_head_rate(result: dict, name: str) -> float:
@@ -158,7 +166,7 @@ def best_head_rate(result: dict, name: str) -> float:
 def why_plan(best: dict[str, float]) -> list[tuple]:
     "Other rates for the head; fewer passes for names, more for prompts."
     heads = [(name, "full", best[key(name, "full")], 0, lr) for name in TASKS for lr in HEAD_RATES if lr != TASKS[name]["head_lr"]]
-    return heads + [(name, method, best[key(name, method)], seed, TASKS[name]["head_lr"], epochs) for name, method, seed, epochs in SHORTER + LONGER]
+    return [(name, method, best[key(name, method)], seed, TASKS[name]["head_lr"], epochs) for name, method, seed, epochs in LONGER + SHORTER] + heads
 
 
 def main_why() -> None:
@@ -168,13 +176,22 @@ def main_why() -> None:
 def main_costs() -> None:
     "One after the other, since seconds count."
     result = read("comparison")
-    result["costs"] = {method: fresh_cost("pros-cons", method) for method in tqdm(METHODS)}
+    result["costs"] = {method: timed(fresh_cost, "pros-cons", method) for method in tqdm(METHODS)}
     write("comparison", result)
+
+
+def main(parts: list[str]) -> None:
+    "Make the runs of some parts, alone with the file."
+    try:
+        with FileLock(RESULTS / "comparison.lock", timeout=0):
+            for part in parts:
+                {"score": main_score, "why": main_why, "costs": main_costs}[part]()
+    except Timeout:
+        sys.exit("results/comparison.json is being made by another process: wait for it")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         print(json.dumps(cost(*sys.argv[2:])))
     else:
-        for part in sys.argv[1:] or ["score", "why", "costs"]:
-            {"score": main_score, "why": main_why, "costs": main_costs}[part]()
+        main(sys.argv[1:] or ["score", "why", "costs"])
