@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.batching import LengthBucketSampler, collate
-from ..model.parameters import load_weights, weights
+from ..model.parameters import above, below, load_weights, weights
 from ..theory.losses import IGNORE, cross_entropy
 from ..theory.schedules import scale_gradients
-from .updates import (TrainingConfig, above, add_up, below, check_finite, check_same_run, evaluating, in_groups,
-                                        load_moments, make_optimizer, moments, pick_device, processes, seed_everything, set_lr)
+from .updates import (TrainingConfig, add_up, check_finite, check_same_run, evaluating, in_groups, load_moments,
+                                        make_optimizer, moments, pick_device, processes, seed_everything, set_lr)
 
 # %% ../../nbs/4_training/42_learner.ipynb #55b33743
 EVENTS = ("before_fit", "before_epoch", "before_update", "after_loss", "after_backward",

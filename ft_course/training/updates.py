@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['NonFiniteLoss', 'check_finite', 'TrainingConfig', 'make_optimizer', 'set_lr', 'seed_everything', 'evaluating',
-           'in_groups', 'above', 'below', 'moments', 'load_moments', 'check_same_run', 'pick_device', 'processes',
-           'add_up']
+           'in_groups', 'moments', 'load_moments', 'check_same_run', 'pick_device', 'processes', 'add_up']
 
 # %% ../../nbs/4_training/40_updates.ipynb #0cbe0ea8
 import math
@@ -106,22 +105,6 @@ def in_groups(items: Iterable, n: int) -> Iterator[list]:
     items = iter(items)
     while group := list(islice(items, n)):
         yield group
-
-# %% ../../nbs/4_training/40_updates.ipynb #120aa9b7
-def above(
-    prefix: str,  # such as "model"
-    tensors: dict[str, Tensor],  # names such as "embeddings.weight"
-) -> dict[str, Tensor]:  # names such as "model.embeddings.weight"
-    "The same tensors with a prefix before their names."
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def below(
-    prefix: str,  # such as "model"
-    tensors: dict[str, Tensor],  # names such as "model.embeddings.weight", and others
-) -> dict[str, Tensor]:  # names such as "embeddings.weight"
-    "The tensors under a prefix, without it."
-    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 # %% ../../nbs/4_training/40_updates.ipynb #1de9b203
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:  # by names such as "3.exp_avg"
