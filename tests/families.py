@@ -1,4 +1,4 @@
-"""A tiny random model of each family of transformers, and the proofs that every method of part 6 must pass."""
+"""A tiny random model of each family of transformers, MiniLM with its real weights, and the proofs that every method of part 6 must pass."""
 import hashlib
 from copy import deepcopy
 from pathlib import Path
@@ -10,6 +10,7 @@ from transformers import (BertConfig, BertForSequenceClassification, BertForToke
                           GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedModel, RobertaConfig, RobertaForSequenceClassification,
                           T5Config, T5ForConditionalGeneration, T5ForSequenceClassification)
 
+from ft_course.model.checkpoints import load_model
 from ft_course.peft.bitfit import IDLE
 from ft_course.peft.injection import ends_with, load_adapter, save_adapter
 
@@ -23,15 +24,17 @@ MODELS = {  # name -> (class, configuration)
     "gpt2-lm": (GPT2LMHeadModel, GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)),
     "t5": (T5ForSequenceClassification, T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, num_labels=3, decoder_start_token_id=0)),
     "t5-lm": (T5ForConditionalGeneration, T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0)),
+    "minilm": (lambda _: load_model("minilm", "classify", ["bad", "fair", "good"]), None),
 }
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    "A random model, in evaluation mode; the same one for the same seed."
+    "A random model, in evaluation mode, the same one for the same seed; MiniLM has its real weights and a random head with seed 0."
     kind, config = MODELS[name]
     torch.manual_seed(seed)
     model = kind(deepcopy(config)).eval().to(dtype)
-    for parameter in model.parameters():  # biases and norms are born as zeros and ones, matrices tiny: that would hide mistakes
+    drawn = model.classifier if name == "minilm" and not seed else model
+    for parameter in drawn.parameters():  # biases and norms are born as zeros and ones, matrices tiny: that would hide mistakes
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
 
@@ -39,7 +42,7 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTr
 def batch(name: str, seed: int = 1) -> dict[str, Tensor]:
     "Four texts of uneven length; each ends with T5's end of sentence."
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, 50, (4, 7), generator=generator)
+    ids = torch.randint(3, 30_000 if name == "minilm" else 50, (4, 7), generator=generator)
     mask = torch.arange(7) < torch.tensor([7, 5, 6, 3])[:, None]
     ids[range(4), mask.sum(1) - 1] = 1
     inputs = dict(input_ids=ids * mask, attention_mask=mask.long())

@@ -10,7 +10,8 @@ from ft_course.model.parameters import count_parameters, trainable_parameters
 from ft_course.peft import adapters
 from ft_course.peft.injection import load_adapter, merge, save_adapter, unload
 
-HALVES = {"bert": (2, 2), "bert-ner": (2, 2), "distilbert": (2, 2), "roberta": (2, 2), "gpt2": (2, 2), "gpt2-lm": (2, 2), "t5": (6, 4), "t5-lm": (6, 4)}
+HALVES = {"bert": (2, 2), "bert-ner": (2, 2), "distilbert": (2, 2), "roberta": (2, 2), "gpt2": (2, 2), "gpt2-lm": (2, 2), "t5": (6, 4), "t5-lm": (6, 4),
+          "minilm": (6, 6)}
 each_family = pytest.mark.parametrize("name", HALVES)
 
 
@@ -31,8 +32,8 @@ def test_begins_as_the_base_to_the_last_byte(name, placement):
     adapters.inject(model, reduction_factor=4, placement=placement)
     assert logits(model, name).numpy().tobytes() == logits(base, name).numpy().tobytes()
     count = sum(part.numel() for n, part in trainable_parameters(model).items() if "adapter_" in n)
-    attention, feed_forward = HALVES[name]
-    assert count == (attention * (placement == "houlsby") + feed_forward) * (2 * 16 * 4 + 4 + 16)
+    (attention, feed_forward), H = HALVES[name], base.config.hidden_size
+    assert count == (attention * (placement == "houlsby") + feed_forward) * (2 * H * H // 4 + H // 4 + H)
     assert count_parameters(model)[1] == count_parameters(base)[1] + count
 
 

@@ -13,8 +13,8 @@ from ft_course.model.parameters import count_parameters, trainable_parameters
 from ft_course.peft import bitfit
 from ft_course.peft.injection import adapter_state_dict, load_adapter, merge, save_adapter
 
-FAMILIES = ["bert", "bert-ner", "distilbert", "roberta", "gpt2", "gpt2-lm"]
-IDLE = {"bert": 2, "bert-ner": 2, "distilbert": 2, "roberta": 2, "gpt2": 0, "gpt2-lm": 0}  # biases of keys, one a layer
+FAMILIES = ["bert", "bert-ner", "distilbert", "roberta", "gpt2", "gpt2-lm", "minilm"]
+IDLE = {"bert": 2, "bert-ner": 2, "distilbert": 2, "roberta": 2, "gpt2": 0, "gpt2-lm": 0, "minilm": 6}  # biases of keys, one a layer
 each_family = pytest.mark.parametrize("name", FAMILIES)
 
 

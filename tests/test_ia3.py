@@ -14,10 +14,11 @@ from ft_course.peft.injection import PREFIX, load_adapter, merge, save_adapter, 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:Unmerge result can be inaccurate", "ignore:fan_in_fan_out")
 TASK = {"bert": "SEQ_CLS", "bert-ner": "TOKEN_CLS", "distilbert": "SEQ_CLS", "roberta": "SEQ_CLS", "gpt2": "SEQ_CLS", "gpt2-lm": "CAUSAL_LM",
-        "t5": "SEQ_CLS", "t5-lm": "SEQ_2_SEQ_LM"}
+        "t5": "SEQ_CLS", "t5-lm": "SEQ_2_SEQ_LM", "minilm": "SEQ_CLS"}
 HEAD = {"bert": 16 * 3 + 3, "bert-ner": 16 * 5 + 5, "distilbert": 16 * 16 + 16 + 16 * 3 + 3, "roberta": 16 * 16 + 16 + 16 * 3 + 3, "gpt2": 16 * 3,
-        "gpt2-lm": 0, "t5": 16 * 16 + 16 + 16 * 3 + 3, "t5-lm": 0}
-BLOCKS = {"gpt2": 2 * (3 * 16 + 64), "gpt2-lm": 2 * (3 * 16 + 64), "t5": 6 * 2 * 16 + 4 * 24, "t5-lm": 6 * 2 * 16 + 4 * 24}  # else 2 (2H + F)
+        "gpt2-lm": 0, "t5": 16 * 16 + 16 + 16 * 3 + 3, "t5-lm": 0, "minilm": 384 * 3 + 3}
+BLOCKS = {"gpt2": 2 * (3 * 16 + 64), "gpt2-lm": 2 * (3 * 16 + 64), "t5": 6 * 2 * 16 + 4 * 24, "t5-lm": 6 * 2 * 16 + 4 * 24,
+          "minilm": 6 * (2 * 384 + 1536)}  # else 2 (2H + F)
 each_family = pytest.mark.parametrize("name", TASK)
 
 

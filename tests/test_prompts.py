@@ -41,9 +41,10 @@ def of_peft(name: str, kind: str):
     import peft
 
     _, options, config = KINDS[kind]
-    sizes = dict(token_dim=16, num_layers=2, num_attention_heads=2)  # peft cannot read them off DistilBERT
-    options = {k: v for k, v in options.items() if k != "peft_type"} | sizes
-    model = peft.get_peft_model(build(name), getattr(peft, config)(task_type=TASKS.get(name, "SEQ_CLS"), num_virtual_tokens=N, **options)).eval()
+    base = build(name)
+    sizes = dict(token_dim=base.config.hidden_size, num_layers=base.config.num_hidden_layers, num_attention_heads=base.config.num_attention_heads)
+    options = {k: v for k, v in options.items() if k != "peft_type"} | sizes  # peft cannot read them off DistilBERT
+    model = peft.get_peft_model(base, getattr(peft, config)(task_type=TASKS.get(name, "SEQ_CLS"), num_virtual_tokens=N, **options)).eval()
     for p in model.parameters():
         if p.requires_grad:
             p.data += 0.05 * torch.randn_like(p)
