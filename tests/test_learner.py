@@ -13,7 +13,7 @@ from ft_course.data.batching import LengthBucketSampler, collate
 from ft_course.theory.losses import cross_entropy
 from ft_course.theory.schedules import SCHEDULES
 from ft_course.training.learner import EVENTS, Callback, CancelFit, Learner
-from ft_course.training.updates import NonFiniteLoss, TrainingConfig, add_up, evaluating, set_lr
+from ft_course.training.updates import NonFiniteLoss, TrainingConfig, add_up, evaluating, pick_device, set_lr
 
 torch.set_num_threads(1)
 HUGE = 1e9  # a norm that nothing is clipped to
@@ -292,3 +292,19 @@ def test_what_trainer_does_instead(task, tmp_path):
     error = ((told - truth).norm() / truth.norm()).item()
     assert error < 1e-5 if task == "classify" else 0.01 < error < 0.5
     assert (gradient(task, 8, 4, 32) - truth).norm() / truth.norm() < 1e-5
+
+
+@pytest.mark.parametrize("found, rank, expected", [(None, "1", "cpu"), ("mps", None, "mps:0"), ("cuda", None, "cuda:0"), ("cuda", "1", "cuda:1")])
+def test_the_device_is_the_accelerator_that_torch_finds(found, rank, expected, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found and torch.device(found))
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert str(pick_device()) == expected
+
+
+def test_a_batch_goes_where_the_model_is():
+    learner = Learner(tiny_model(), tiny_features(4))
+    assert {p.device for p in learner.model.parameters()} == {learner.device}
+    learner.device = torch.device("meta")
+    batch = learner.collate(tiny_features(4))
+    assert len(batch) == 3 and all(tensor.device.type == "meta" for tensor in batch.values())
