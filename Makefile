@@ -31,7 +31,7 @@ site: .venv/ready  ## build the web site into _site/
 	$(BIN)/python -m ft_course.teach.site
 
 test: site  ## run every lesson, build the site, run the tests
-	$(BIN)/python -m pytest tests -n 2 -q
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal -q
 
 results: .venv/ready  ## write the numbers that lessons and README quote
 	$(BIN)/python bench/demo.py --write

@@ -7,6 +7,7 @@ __all__ = ['TAGS', 'AMBIGUOUS', 'CONF', 'CSS', 'ICON', 'stays', 'facts', 'concep
            'write_reference', 'write_static', 'sphinx', 'drop_icons', 'drop_search', 'build']
 
 # %% ../../nbs/9_teach/97_site.ipynb #7ba5048c
+import gc
 import json
 import re
 import shutil
@@ -230,4 +231,6 @@ def build(
 
 # %% ../../nbs/9_teach/97_site.ipynb #574f298b
 if __name__ == "__main__" and __spec__:
-    sys.exit(run.main([]) or build())
+    status = run.main([])
+    gc.disable()
+    sys.exit(status or build())
