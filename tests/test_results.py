@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 import comparison  # noqa: E402
 import curves  # noqa: E402
 import demo  # noqa: E402
+import overfitting  # noqa: E402
 import pretrained  # noqa: E402
 import runs  # noqa: E402
 import trainer  # noqa: E402
@@ -58,6 +59,15 @@ def test_starts_were_compared_by_this_plan():
     assert result["settings"] == json.loads(json.dumps(pretrained.settings()))
     assert set(result["runs"]) == {pretrained.key(recipe) for recipe in pretrained.plan(result["runs"])}
     assert set(result["simple"]) == {f"{start} {seed}" for start in ("pretrained", "random") for seed in pretrained.SEEDS}
+
+
+def test_each_remedy_against_overfitting_has_its_strength_and_every_seed():
+    result = read["overfitting"]
+    assert result["about"] == json.loads(json.dumps(overfitting.about()))
+    assert list(result["chosen"]) == ["nothing", *overfitting.REMEDIES, "together"]
+    assert {name: result["best"][name] for name in overfitting.REMEDIES} == {name: overfitting.best_strength(result["runs"], name) for name in overfitting.REMEDIES}
+    for name, chosen in result["chosen"].items():
+        assert chosen == [overfitting.key(result["best"][name], seed) for seed in overfitting.SEEDS] and set(chosen) <= set(result["runs"])
 
 
 def test_learning_curves_are_of_these_corpora_and_defaults():

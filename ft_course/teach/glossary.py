@@ -20,14 +20,14 @@ class Entry:
 
     term: str
     number: int  # its place in the list of concepts
-    lesson: str  # "22"; "" for what is to come
-    test: str  # "test_tags.py::test_an_unknown_tag_is_named"; "" for what is to come
+    lesson: str  # "22"
+    test: str  # "test_tags.py::test_an_unknown_tag_is_named"
 
 
 def read_entry(text: str) -> Entry:
     "Read the lines of an entry."
-    lesson, test = re.search(r"Lesson \[(\d\d)\]", text), re.search(r"`(test_\w+\.py::\w+)`", text)
-    return Entry(text.splitlines()[0].strip(), int(re.search(r"\((\d+)\)\s*$", text)[1]), lesson[1] if lesson else "", test[1] if test else "")
+    number, lesson, test = (re.search(pattern, text)[1] for pattern in (r"\((\d+)\)\s*$", r"Lesson \[(\d\d)\]", r"`(test_\w+\.py::\w+)`"))
+    return Entry(text.splitlines()[0].strip(), int(number), lesson, test)
 
 # %% ../../nbs/9_teach/95_glossary.ipynb #04c44c56
 def entries(
