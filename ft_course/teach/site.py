@@ -103,6 +103,7 @@ CSS = """
 .cell_input pre, .cell_output pre { font-size: .8rem; }
 .cell_output img { max-width: 100%; height: auto; }
 article { overflow-wrap: break-word; }
+article :is(details, blockquote, .admonition) a { color: inherit; }
 .prev-next-title, article code.literal, article .pre, article .sig, article .sig *, article dt, article dd { overflow-wrap: anywhere; white-space: normal; }
 .cell_output .text_html th, .cell_output .text_html td { padding: 0.15rem 0.6rem; }
 .cell_output .text_html { overflow-x: auto; }
