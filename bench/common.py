@@ -1,11 +1,17 @@
 """What the measurements share: the data as features, and result files that keep what is already measured."""
 import json
 import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
+
+from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
+QUIET = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 os.environ.setdefault("FT_COURSE_DATA", str(ROOT.parent / "shared" / "data"))
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
@@ -22,6 +28,16 @@ def write(name: str, result: dict):
     path.parent.mkdir(exist_ok=True, parents=True)
     path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".tmp").replace(path)
+
+
+def fill(done: dict, wanted: dict[str, tuple], run: Callable, save: Callable[[], None]) -> None:
+    "Make the runs (a name, arguments of `run`) that are not done, two at a time on a thread each, and save as each ends."
+    os.environ |= QUIET
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(run, *args): name for name, args in wanted.items() if name not in done}
+        for future in tqdm(as_completed(futures), total=len(futures)):
+            done[futures[future]] = future.result()
+            save()
 
 
 def versions() -> dict[str, str]:

@@ -21,12 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
-from common import RESULTS, read, versions, write
+from common import QUIET, RESULTS, fill, read, versions, write
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -48,7 +46,6 @@ HEAD_RATES = (2e-4, 2e-3, 3e-2)
 SHORTER = [("newswire", method, seed, 4) for seed in SEEDS[:3] for method in ("full", "lora-all", "adapter")]  # passes
 LOWER = [("wnut17", "full", seed, 2e-4) for seed in SEEDS[1:]] + [("wnut17", "lora-all", seed, 2e-4) for seed in SEEDS]  # the head's rate
 LONGER = [("pros-cons", method, 0, 16) for method in ("prompt", "ptuning", "prefix")]
-QUIET = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
 @cache
@@ -148,16 +145,10 @@ def best_rate(runs: dict, name: str, method: str) -> float:
     return max(RATES, key=lambda lr: sum(runs[key(swept, method, lr, 0)]["validation"] for swept in SWEPT[TASKS[name]["kind"]]))
 
 
-def fill(part: str, runs: list[tuple], **also) -> dict:
-    "Make the runs that a part of the result lacks, two at a time on a thread each, and write each down as it ends."
-    os.environ |= QUIET
+def make(part: str, runs: list[tuple], **also) -> dict:
+    "Make the runs that a part of the result lacks, and write each down as it ends."
     result = read("comparison") | also
-    done = result.setdefault(part, {})
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(timed, score, *run): key(*run) for run in runs if key(*run) not in done}
-        for future in tqdm(as_completed(futures), total=len(futures)):
-            done[futures[future]] = future.result()
-            write("comparison", result)
+    fill(result.setdefault(part, {}), {key(*run): (score, *run) for run in runs}, timed, lambda: write("comparison", result))
     return result
 
 
@@ -165,9 +156,9 @@ def main_score() -> None:
     "First the rates, then all seeds with the best of them."
     pairs = [(name, method) for name in TASKS for method in METHODS]
     about = dict(tasks=TASKS, swept=SWEPT, rates=RATES, head_rates=HEAD_RATES, seeds=SEEDS, options=OPTIONS, versions=versions())
-    result = fill("runs", [(name, method, lr, 0) for name in sum(SWEPT.values(), ()) for method in METHODS for lr in RATES], **about)
+    result = make("runs", [(name, method, lr, 0) for name in sum(SWEPT.values(), ()) for method in METHODS for lr in RATES], **about)
     best = {key(*pair): best_rate(result["runs"], *pair) for pair in pairs}
-    fill("runs", [(*pair, best[key(*pair)], seed) for pair in pairs for seed in SEEDS], best=best)
+    make("runs", [(*pair, best[key(*pair)], seed) for pair in pairs for seed in SEEDS], best=best)
 
 
 def best_head_rate(result: dict, kind: str) -> float:
@@ -187,7 +178,7 @@ def why_plan(best: dict[str, float]) -> list[tuple]:
 
 
 def main_why() -> None:
-    fill("why", why_plan(read("comparison")["best"]))
+    make("why", why_plan(read("comparison")["best"]))
 
 
 def main_costs() -> None:

@@ -8,12 +8,7 @@ texts together. The strength with the lowest validation loss for seed 0 is used 
 are seen less often, so that all runs but those that stop make about as many updates. Validation and test texts are the first so many of
 a fixed shuffle (DATA).
 """
-import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
-
-from common import read, versions, write
-from tqdm import tqdm
+from common import fill, read, versions, write
 
 N, EPOCHS = 100, 10
 DATA = dict(name="pros-cons", validation=200, test=600)
@@ -69,15 +64,10 @@ def best_strength(runs: dict, remedy: str) -> dict:
     return min(REMEDIES[remedy], key=valid_loss)
 
 
-def fill(result: dict, wanted: list[tuple[dict, int]]) -> None:
-    "Make the runs that the result lacks, two at a time on a thread each, and write each down as it ends."
-    os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    missing = {key(settings, seed): (settings, seed) for settings, seed in wanted if key(settings, seed) not in result["runs"]}
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(run, **PLAIN | settings, seed=seed): name for name, (settings, seed) in missing.items()}
-        for future in tqdm(as_completed(futures), total=len(futures)):
-            result["runs"][futures[future]] = future.result()
-            write("overfitting", result)
+def make(result: dict, wanted: list[tuple[dict, int]]) -> None:
+    "Make the runs that the result lacks, and write each down as it ends."
+    runs = {key(settings, seed): (*(PLAIN | settings).values(), seed) for settings, seed in wanted}
+    fill(result["runs"], runs, run, lambda: write("overfitting", result))
 
 
 def about() -> dict:
@@ -91,11 +81,11 @@ def main() -> None:
     result = read("overfitting")
     if result.get("about") != about():
         result = dict(about=about(), versions=versions(), runs={})
-    fill(result, [({}, 0), *((settings, 0) for strengths in REMEDIES.values() for settings in strengths)])
+    make(result, [({}, 0), *((settings, 0) for strengths in REMEDIES.values() for settings in strengths)])
     best = {"nothing": {}, **{remedy: best_strength(result["runs"], remedy) for remedy in REMEDIES}}
     best["together"] = {k: v for remedy in list(REMEDIES)[1:] for k, v in best[remedy].items()}
     result["best"] = best
-    fill(result, [(settings, seed) for settings in best.values() for seed in SEEDS])
+    make(result, [(settings, seed) for settings in best.values() for seed in SEEDS])
     result["chosen"] = {name: [key(settings, seed) for seed in SEEDS] for name, settings in best.items()}
     write("overfitting", result)
 

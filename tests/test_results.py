@@ -4,12 +4,15 @@ import re
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
+from ft_course.data.batching import collate
 from ft_course.data.sources import load
 from ft_course.peft.tasks import HEAD_LR, METHODS
 from ft_course.tasks.ner import NER
 from ft_course.tasks.sentiment import TextClassification
+from ft_course.theory.losses import cross_entropy
 
 sys.path.insert(0, str(ROOT / "bench"))
 import comparison  # noqa: E402
@@ -85,6 +88,20 @@ def test_the_comparison_is_whole_and_follows_its_plan():
     assert set(result["runs"]) == wanted | {key(*pair, result["best"][key(*pair)], seed) for pair in pairs for seed in comparison.SEEDS}
     assert set(result["why"]) == {key(*run) for run in comparison.why_plan(result["best"])}
     assert set(result["costs"]) == set(comparison.METHODS)
+
+
+def test_words_left_out_change_no_answer_and_no_gradient():
+    def answers(task):
+        batch = collate(task.features("train")[:8], task.tokenizer.pad_token_id)
+        loss = cross_entropy(task.model(batch["input_ids"], batch["attention_mask"]).logits, batch["labels"])[0]
+        loss.backward()
+        table = task.model.get_input_embeddings().weight.grad
+        return loss.item(), table[table.any(1)], task.model.classifier.weight.grad
+
+    whole, fewer = (comparison.make_task("reviews", "full", 0) for _ in range(2))
+    comparison.leave_out_words(fewer)
+    assert len(fewer.model.get_input_embeddings().weight) < len(whole.model.get_input_embeddings().weight) / 5
+    torch.testing.assert_close(answers(fewer), answers(whole))
 
 
 def test_the_comparison_takes_less_than_two_hours_on_two_cores():

@@ -20,7 +20,7 @@ from ft_course.teach.site import sphinx, write_static
 SITE = Path(__file__).parent.parent / "_site"
 PAGES = [page.relative_to(SITE).as_posix() for page in sorted(SITE.rglob("*.html")) if "_static" not in page.parts]
 LESSONS = lessons()
-SAMPLE = ["index.html", "search.html", "api/index.html", "api/theory.losses.html", "0_start/01_tour.html", "6_peft/66_comparison.html", "9_teach/90_doctor.html"]  # all kinds of pages
+SAMPLE = ["index.html", "search.html", "api/index.html", "api/theory.losses.html", "6_peft/66_comparison.html", *sorted({lesson.part: f"{lesson.name}.html" for lesson in LESSONS}.values())]  # all kinds of pages; 66 has links in its quiz
 MODULES = [lesson.module for lesson in lessons() if lesson.module]
 ABSOLUTE = re.compile(r"(?<![\w.:/~<])/(home|root|tmp|work|Users|usr|var|opt)/\w")
 
