@@ -3,13 +3,16 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from transformers import BertConfig
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_pt_utils import LabelSmoother
 
 from ft_course.theory.distributions import kl_divergence, perplexity, sequence_nll, smoothed_cross_entropy
+from ft_course.theory.kinds import KINDS, TEXTS, Kind, find_kind, inputs_in, kind_of_head
 from ft_course.theory.losses import IGNORE, binary_cross_entropy, cross_entropy, mean_squared_error
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
@@ -209,7 +212,89 @@ def test_class_numbers_are_no_yes_and_no(logits, labels, message):
         binary_cross_entropy(logits, labels)
 
 
-@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (2, 2), ()])
+@pytest.mark.parametrize("shape", [(1, 4), (2, 2), (), (4, 2), (4, 1, 1)])
 def test_numbers_are_compared_one_by_one(shape):
     with pytest.raises(ValueError, match="the shapes must be the same"):
         mean_squared_error(torch.zeros(shape), torch.zeros(4))
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes, seeds)
+def test_a_head_with_one_output_gives_numbers(shape, seed):
+    predictions, _ = drawn((*shape, 1), 1, seed)
+    predictions = predictions[..., 0]
+    labels = drawn(shape, 3, seed + 1)[0].detach()[..., 0]
+    ours, count = mean_squared_error(predictions, labels)
+    same(ours, F.mse_loss(predictions.squeeze(-1), labels, reduction="sum"), predictions)
+    assert count == labels.numel()
+
+
+# ---- kinds of questions
+
+TOPICS = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+ANSWERS = {"classify": torch.tensor([0, 2, 1, 1]), "multilabel": TOPICS, "regression": torch.tensor([4.5, 1.0, 3.0, -100.0]),
+           "ner": torch.tensor([[0, 2, 1], [1, IGNORE, 0], [2, 2, IGNORE], [IGNORE] * 3])}
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def head(kind: Kind, **settings):
+    "A tiny random BERT with the head of a kind."
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                        num_labels=1 if kind.name == "regression" else 3, problem_type=kind.problem_type, **settings)
+    return getattr(transformers, kind.head).from_config(config).eval()
+
+
+@each_kind
+def test_the_loss_of_a_kind_is_that_of_transformers(kind):
+    labels = ANSWERS[kind.name]
+    theirs = head(kind)(torch.randint(5, 50, (4, 3), generator=torch.Generator().manual_seed(0)), labels=labels)
+    loss, count = kind.loss(theirs.logits, labels)
+    assert labels.dtype == kind.dtype and count == (labels.numel() if kind.name == "regression" else (labels != IGNORE).sum())
+    torch.testing.assert_close(loss / count, theirs.loss)
+
+
+@each_kind
+def test_answers_that_are_right_and_sure_cost_nothing(kind):
+    "What `decode` reads off the logits of a perfect model are the labels."
+    labels = ANSWERS[kind.name]
+    known = labels if kind.name == "regression" else labels.clamp(min=0)
+    logits = {"multilabel": lambda: 50 * (2 * known - 1), "regression": lambda: known[:, None]}.get(kind.name, lambda: 50.0 * F.one_hot(known, 3))()
+    assert kind.loss(logits, labels)[0] < 1e-6
+    for row, label in zip(logits.numpy(), known.numpy()):
+        answer = kind.decode(row)
+        assert answer.shape == label.shape and (answer == label).all() and answer.dtype.kind == ("f" if kind.name == "regression" else "i")
+
+
+@pytest.mark.parametrize("columns, name", [
+    (("text", "label"), "classify"), (("id", "text_a", "text_b", "label"), "classify"), (("text", "labels"), "multilabel"),
+    (("text_a", "text_b", "score"), "regression"), (("tokens", "ner_tags", "id"), "ner")])
+def test_columns_tell_the_kind(columns, name):
+    kind = find_kind(columns)
+    assert kind is KINDS[name] and set(inputs_in(kind, columns)) == {c for c in columns if c.startswith(("text", "tokens"))}
+
+
+@pytest.mark.parametrize("columns, among, message", [
+    (("text", "stars"), KINDS, "text, stars fit no kind of question"), (("text_a", "label"), KINDS, "fit no kind"),
+    (("text", "label", "score"), KINDS, "fit classify and regression: name the kind"), (("tokens", "ner_tags"), TEXTS, "fit no kind"),
+    (("text", "ner_tags"), KINDS, "fit no kind")])
+def test_columns_that_tell_no_kind(columns, among, message):
+    with pytest.raises(ValueError, match=message):
+        find_kind(columns, among)
+
+
+@pytest.mark.parametrize("problem_type, outputs, name", [
+    (None, 1, "regression"), (None, 2, "classify"), ("multi_label_classification", 1, "multilabel"), ("regression", 1, "regression")])
+def test_heads_are_read_as_transformers_reads_them(problem_type, outputs, name):
+    assert kind_of_head(problem_type, outputs) is KINDS[name]
+
+
+@pytest.mark.parametrize("problem_type, outputs", [("regression", 3), ("ranking", 1)])
+def test_heads_that_answer_none_of_our_questions(problem_type, outputs):
+    with pytest.raises(ValueError, match=f"problem_type '{problem_type}' with {outputs} outputs: known are"):
+        kind_of_head(problem_type, outputs)
+
+
+def test_a_number_is_read_off_one_output():
+    with pytest.raises(ValueError, match="this head has 3"):
+        KINDS["regression"].decode(torch.zeros(3).numpy())

@@ -38,10 +38,12 @@ def cross_entropy(
 
 # %% ../../nbs/1_theory/11_losses.ipynb #252d409c
 def mean_squared_error(
-    predictions: Tensor,  # (...) numbers
-    labels: Tensor,  # the same shape; all of them count, as -100 may be a true number here
+    predictions: Tensor,  # (...) numbers, or (..., 1) as a head gives them
+    labels: Tensor,  # (...); all of them count, as -100 may be a true number here
 ) -> tuple[Tensor, int]:  # sum of the squared errors, and how many they are
-    "Squared errors, summed; divide by the count when all batches of an update are in; raises `ValueError` for other shapes."
+    "Squared errors, one by one, summed; divide by the count when all batches of an update are in; raises `ValueError` for other shapes."
+    if predictions.shape == (*labels.shape, 1):
+        predictions = predictions.squeeze(-1)
     if predictions.shape != labels.shape:
         raise ValueError(f"predictions {tuple(predictions.shape)}, labels {tuple(labels.shape)}: the shapes must be the same")
     return (predictions - labels).square().sum(), labels.numel()
