@@ -12,8 +12,10 @@ import sklearn.metrics
 from test_tags import end_of_chunk, random_tags, start_of_chunk
 
 from ft_course.data.tags import SCHEMES
+from ft_course.theory.kinds import KINDS, imported
 from ft_course.training.metrics import (bootstrap, classification_report, confusion, entity_counts, entity_report, f1,
                                         token_report, wilson)
+from ft_course.training.scores import multilabel_report, regression_report
 
 SEQEVAL = {"IOB1": seqeval.scheme.IOB1, "IOB2": seqeval.scheme.IOB2, "BIOES": seqeval.scheme.IOBES}
 
@@ -185,3 +187,94 @@ def test_unknown_modes_and_labels_are_refused():
         entity_report([["O"]], [["O"]], mode="lenient")
     with pytest.raises(ValueError, match="are not among"):
         confusion(["a"], ["b"], ["a"])
+
+
+# ---- rows of labels, and numbers
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95, 0.0])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_rows_of_labels_equal_sklearn(share, classes):
+    rng = np.random.default_rng(int(100 * share) + classes)
+    names = [f"c{i}" for i in range(classes)]
+    for n in (1, 2, 40):
+        true, pred = (rng.random((2, n, classes)) < share).astype(int)
+        report = multilabel_report(true, pred, names)
+        theirs = sklearn.metrics.classification_report(true, pred, target_names=names, output_dict=True, zero_division=0)
+        for ours, name in ((report[k], f"{k} avg") for k in ("micro", "macro", "weighted")):
+            close(ours, theirs[name])
+        for name in names:
+            close(report["per_class"][name], theirs[name])
+        assert report["subset_accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(true, pred))
+        low, high = report["interval"]
+        assert 0 <= low <= report["micro_f1"] + 1e-9 and report["micro_f1"] - 1e-9 <= high <= 1
+        json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("true, pred, message", [
+    ([[0, 1]], [[0, 1], [1, 1]], r"true labels \(1, 2\), predicted ones \(2, 2\): both must be \(N, 2\)"),
+    ([[0, 1, 1]], [[0, 1, 1]], r"both must be \(N, 2\)"), ([], [], "both must be"), ([0, 1], [0, 1], "both must be"),
+    ([[0, 2]], [[0, 1]], "a label is 0 or 1, found 2"), ([[0, 1]], [[0.3, 1]], "found 0.3"), ([[0, -100]], [[0, 1]], "found -100")])
+def test_rows_that_cannot_be_scored(true, pred, message):
+    with pytest.raises(ValueError, match=message):
+        multilabel_report(np.array(true), np.array(pred), ["a", "b"])
+
+
+@pytest.mark.parametrize("shift, scale", [(0, 1), (1e6, 1), (-3, 1e-3), (0, 1e6)])
+@pytest.mark.parametrize("n", [5, 50])
+def test_numbers_equal_sklearn_and_scipy(shift, scale, n):
+    rng = np.random.default_rng(n)
+    true = shift + scale * rng.normal(size=n)
+    pred = true.round(0 if scale == 1 else 12) + scale * rng.normal(size=n) * 0.5
+    report = regression_report(true, pred)
+    pearson = scipy.stats.pearsonr(true, pred)
+    theirs = {"rmse": sklearn.metrics.root_mean_squared_error(true, pred), "mae": sklearn.metrics.mean_absolute_error(true, pred),
+              "r2": sklearn.metrics.r2_score(true, pred), "pearson": pearson.statistic, "spearman": scipy.stats.spearmanr(true, pred).statistic}
+    for name, score in theirs.items():
+        assert report[name] == pytest.approx(score, rel=1e-6, abs=1e-9)
+        low, high = report["intervals"][name]
+        assert low <= report[name] <= high
+    np.testing.assert_allclose(report["intervals"]["pearson"], pearson.confidence_interval(), rtol=1e-6)
+    json.dumps(report, allow_nan=False)
+
+
+def test_the_interval_of_rmse_holds_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(60):
+        true = rng.normal(size=80)
+        low, high = regression_report(true, true + rng.normal(size=80))["interval"]
+        held.append(low <= 1.0 <= high)
+    assert 0.85 <= np.mean(held) <= 1.0
+
+
+@pytest.mark.parametrize("true, pred, r2", [([2, 2, 2], [2, 2, 2], 1.0), ([2, 2, 2], [2, 2, 3], 0.0), ([1, 2, 3], [2, 2, 2], 0.0), ([7], [7], 1.0), ([1e9, 1e9 + 1], [1e9, 1e9], -1.0)])
+def test_constants_have_no_correlation(true, pred, r2):
+    report = regression_report(np.array(true), np.array(pred))
+    assert report["r2"] == pytest.approx(r2) and report["pearson"] == report["spearman"] == 0
+    if len(true) > 1:
+        assert report["r2"] == pytest.approx(sklearn.metrics.r2_score(true, pred))
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("true, pred, message", [
+    ([1, 2], [1], r"true numbers \(2,\), predicted ones \(1,\)"), ([], [], r"must be \(N,\)"), ([[1.0]], [[1.0]], "a number for each text"),
+    ([1, np.nan], [1, 2], "nan or infinite"), ([1, 2], [1, np.inf], "nan or infinite")])
+def test_numbers_that_cannot_be_scored(true, pred, message):
+    with pytest.raises(ValueError, match=message):
+        regression_report(np.array(true), np.array(pred))
+
+
+def test_draws_in_blocks_are_the_same_draws():
+    counts = np.random.default_rng(0).normal(size=(30_000, 2))
+    first = bootstrap(counts, lambda sums: sums[:, 0], 340)
+    draws = np.random.default_rng(0).multinomial(30_000, np.full(30_000, 1 / 30_000), size=340) @ np.unique(counts, axis=0)
+    np.testing.assert_allclose(first, np.quantile(draws[:, 0], [0.025, 0.975]))
+
+
+@pytest.mark.parametrize("kind, labels, wanted", [
+    ("classify", [2, 1, 2, 0], 2), ("classify", [1, 0], 0), ("ner", [np.array([0, 0, 5]), np.array([0])], 0),
+    ("multilabel", [[1, 0], [1, 1], [1, 0], [0, 1]], [1, 0]), ("regression", [1.0, 2.0, 4.5], 2.5)])
+def test_the_constant_answer_of_a_kind(kind, labels, wanted):
+    answer = imported(KINDS[kind].baseline)([np.asarray(y) for y in labels])
+    np.testing.assert_array_equal(answer, wanted)
+    assert callable(imported(KINDS[kind].report))

@@ -182,8 +182,10 @@ def bootstrap(
 ) -> tuple[float, float]:                                 # lowest and highest value
     "Percentile interval (Efron 1979): draw as many sentences, with replacement, again and again."
     rows, repeats = np.unique(counts, axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(counts), repeats / len(counts), size=resamples)
-    lowest, highest = np.quantile(statistic(draws @ rows), [(1 - confidence) / 2, (1 + confidence) / 2])
+    rng, at_once = np.random.default_rng(seed), max(1, 10_000_000 // len(rows))  # so that memory stays small
+    sizes = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
+    sums = np.concatenate([rng.multinomial(len(counts), repeats / len(counts), size=size) @ rows for size in sizes])
+    lowest, highest = np.quantile(statistic(sums), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(lowest), float(highest)
 
 # %% ../../nbs/4_training/41_metrics.ipynb #7866db8c
