@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel
 from typer.testing import CliRunner, Result
 
 from ft_course.model.checkpoints import load_tokenizer, save_pretrained
-from ft_course.teach.cli import app
+from ft_course.app.cli import app
 
 REVIEWS = [("A joy from start to end", "positive"), ("It broke on day one", "negative"), ("Good and cheap", "positive"),
            ("Never again", "negative"), ("We all loved it", "positive"), ("Cold soup", "negative")]

@@ -110,7 +110,7 @@ def test_early_stopping_and_options_reach_the_learner(tmp_path, tiny):
 
 def start(*args) -> subprocess.Popen:
     "The program in a process of its own, with the progress bar."
-    code = "from ft_course.teach.cli import main; main()"
+    code = "from ft_course.app.cli import main; main()"
     environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"} 
     environment |= {"TQDM_MININTERVAL": "0", "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of other threads have other last bits
     return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], env=environment, stdout=subprocess.PIPE,
@@ -199,6 +199,17 @@ def test_usage_errors_are_code_2():
     assert done.exit_code == 2 and "'full'" in done.stderr  # an unknown method says which exist
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, ft_course, ft_course.teach.cli; print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+IMPORTS = """
+import sys
+from ft_course.app.cli import app
+app(["--help"], standalone_mode=False)
+heavy = {"torch", "transformers", "datasets", "numpy", "nbformat"} & set(sys.modules)
+app(["predict", sys.argv[1], "Good soup"], standalone_mode=False)
+print("heavy:", heavy, "tools:", [name for name in sys.modules if name.startswith(("ft_course.teach", "sphinx", "nbformat", "matplotlib.pyplot"))])
+"""
+
+
+def test_each_command_imports_what_it_needs(reviews):
+    "The help page meets nothing heavy, and `predict` none of the tools that build lessons and site."
+    done = subprocess.run([sys.executable, "-c", IMPORTS, str(reviews[1])], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "heavy: set() tools: []", done.stdout + done.stderr

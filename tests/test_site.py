@@ -15,10 +15,10 @@ from bs4 import BeautifulSoup
 
 from ft_course.teach.glossary import entries
 from ft_course.teach.lessons import lessons
-from ft_course.teach.site import sphinx, write_static
+from ft_course.teach.site import MOVED, sphinx, write_signposts, write_static
 
 SITE = Path(__file__).parent.parent / "_site"
-PAGES = [page.relative_to(SITE).as_posix() for page in sorted(SITE.rglob("*.html")) if "_static" not in page.parts]
+PAGES = [page.relative_to(SITE).as_posix() for page in sorted(SITE.rglob("*.html")) if "_static" not in page.parts and page.relative_to(SITE).with_suffix("").as_posix() not in MOVED]
 LESSONS = lessons()
 SAMPLE = ["index.html", "search.html", "api/index.html", "api/theory.losses.html", "6_peft/66_comparison.html", *sorted({lesson.part: f"{lesson.name}.html" for lesson in LESSONS}.values())]  # all kinds of pages; 66 has links in its quiz
 MODULES = [lesson.module for lesson in lessons() if lesson.module]
@@ -145,6 +145,25 @@ def test_a_build_that_fails_leaves_the_pages_of_before(tmp_path):
     assert sphinx(src, site) != 0
     assert (site / "index.html").read_text(encoding="utf-8") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site", "src"]
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_a_page_that_moved_leads_on(old):
+    page = soup(f"{old}.html")
+    refresh = page.find("meta", attrs={"http-equiv": "refresh"})["content"]
+    link, = page.find_all("a")
+    assert refresh == f"0; url={link['href']}" and target(f"{old}.html", link["href"]) == f"{MOVED[old]}.html"
+    assert (SITE / f"{MOVED[old]}.html").is_file() and page.html["lang"] == "en" and page.find("h1")
+
+
+def test_signposts_lead_somewhere_and_cover_no_page(tmp_path):
+    (tmp_path / "new.html").write_text("new")
+    write_signposts(tmp_path, {"a/b/old": "new"})
+    assert 'href="../../new.html"' in (tmp_path / "a/b/old.html").read_text()
+    for moved, error in (({"other": "nowhere"}, FileNotFoundError), ({"new": "new"}, FileExistsError)):
+        with pytest.raises(error):
+            write_signposts(tmp_path, moved)
+    assert (tmp_path / "new.html").read_text() == "new"
 
 
 def test_mathematics_and_search_are_there():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARY', 'PARTS', 'QUIET', 'PEAK', 'WIDGET', 'WARM', 'SERVE', 'OUT', 'Lesson', 'read_lesson', 'lessons_folder',
            'lessons', 'drop_widgets', 'fork', 'fork_kernels', 'execute', 'ingredients', 'fingerprint', 'measures',
-           'refresh', 'report', 'refresh_all', 'main']
+           'refresh', 'report', 'refresh_all', 'run_lessons']
 
 # %% ../../nbs/9_teach/92_lessons.ipynb #c70d1568
 import hashlib
@@ -39,8 +39,8 @@ class Lesson:
         return self.name.split("/")[0]
 
     @property
-    def number(self) -> str:  # "20"
-        "Part and place in it, as two digits."
+    def number(self) -> str:  # "20", "A0"
+        "Part and place in it, a character each."
         return self.path.name[:2]
 
 # %% ../../nbs/9_teach/92_lessons.ipynb #c48f3b70
@@ -58,7 +58,8 @@ def read_lesson(
 # %% ../../nbs/9_teach/92_lessons.ipynb #d17ac91d
 LIBRARY = Path(ft_course.__file__).parent
 PARTS = {"0_start": "Start", "1_theory": "Theory", "2_data": "Data", "3_model": "Models", "4_training": "Training",
-         "5_tasks": "Tasks", "6_peft": "Training a small part", "7_beyond": "Beyond", "8_ship": "Shipping", "9_teach": "Teaching"}
+         "5_tasks": "Tasks", "6_peft": "Training a small part", "7_beyond": "Beyond", "8_ship": "Shipping", "9_teach": "Teaching",
+         "A_app": "Application"}
 
 # %% ../../nbs/9_teach/92_lessons.ipynb #7cb749c9
 def lessons_folder() -> Path:  # nbs of a checkout, or ft_course/lessons of an installed wheel
@@ -69,7 +70,7 @@ def lessons_folder() -> Path:  # nbs of a checkout, or ft_course/lessons of an i
 # %% ../../nbs/9_teach/92_lessons.ipynb #5522e0a1
 def lessons() -> list[Lesson]:
     "List the lessons in the order of the course."
-    return [read_lesson(path) for path in sorted(lessons_folder().glob("[0-9]_*/[0-9][0-9]_*.ipynb"))]
+    return [read_lesson(path) for path in sorted(lessons_folder().glob("[0-9A]_*/[0-9A][0-9]_*.ipynb"))]
 
 # %% ../../nbs/9_teach/92_lessons.ipynb #9f53e877
 QUIET = dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", OMP_NUM_THREADS="1", FT_COURSE_STATIC="1")
@@ -231,7 +232,7 @@ def refresh_all(
     return sum(run.exception() is not None for run in runs)
 
 # %% ../../nbs/9_teach/92_lessons.ipynb #e321a21d
-def main(
+def run_lessons(
     names: list[str],  # lessons to run, "2_data/20_tags"; none: all
 ) -> int:  # exit status: 1 when a lesson failed or a name is unknown
     "Execute lessons, and keep the results in build/lessons."
@@ -244,4 +245,4 @@ def main(
 
 
 if __name__ == "__main__" and __spec__:
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_lessons(sys.argv[1:]))
