@@ -8,8 +8,8 @@ __all__ = ['GITHUB', 'PUBLIC', 'ALIASES', 'DAMAGED', 'NOTICES', 'digest', 'File'
            'needed', 'lacking', 'public_set']
 
 # %% ../../nbs/2_data/27_public.ipynb #7286e655
-import hashlib, json, os, tarfile, zipfile, zlib
-from collections.abc import Callable, Iterator
+import hashlib, json, os, re, tarfile, zipfile, zlib
+from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files as package_files
@@ -132,14 +132,15 @@ def receive(
     url: str,
     part: Path,  # a file that holds the beginning, or nothing; the rest goes to its end
 ) -> None:
-    "Ask for what is missing, and write it where it belongs. Raises what `requests` raises."
+    "Ask for what is missing, and write it where the answer says that it belongs. Raises what `requests` raises."
     have = part.stat().st_size
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=30) as reply:
         if reply.status_code == 416:
             return
         reply.raise_for_status()
-        start = int(reply.headers["Content-Range"].split()[1].split("-")[0]) if reply.status_code == 206 else 0
+        told = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
+        start = int(told[1]) if told else 0
         total = start + int(reply.headers.get("Content-Length", 0))
         with part.open("r+b") as out, tqdm(total=total or None, initial=start, unit="B", unit_scale=True, desc=url.split("/")[-1]) as bar:
             out.truncate(start)
@@ -164,8 +165,8 @@ def download(
             raise OSError(f"{url}: the server says {error.response.status_code} {error.response.reason}") from None
         except requests.RequestException as error:
             why = type(error).__name__
-    raise ConnectionError(f"{url}: no answer, or it broke off ({why}); is there a network? {have:,} bytes are kept: "
-                          "the same command goes on from there")
+    kept = f" {have:,} bytes are kept: the same command goes on from there" if have else ""
+    raise ConnectionError(f"{url}: {'it broke off' if have else 'no answer'} ({why}); is there a network?{kept}")
 
 # %% ../../nbs/2_data/27_public.ipynb #b20beace
 DAMAGED = (KeyError, EOFError, OSError, zlib.error, tarfile.TarError, zipfile.BadZipFile)  # what a broken archive raises
@@ -175,17 +176,17 @@ def unpack(
     file: File,  # which of its members
 ) -> bytes:
     "What came of a file, at most a byte more than is pinned. Raises BadData where an archive is damaged."
-    _, archived, member = file.path.partition("!")
+    outside, archived, member = file.path.partition("!")
     try:
         if not archived:
             return part.read_bytes()
-        if zipfile.is_zipfile(part):
+        if outside.endswith(".zip"):
             with zipfile.ZipFile(part) as archive, archive.open(member) as stream:
                 return stream.read(file.bytes + 1)
         with tarfile.open(part) as archive:
             return archive.extractfile(member).read(file.bytes + 1)
     except DAMAGED as error:
-        raise BadData(f"{part.name}: not the archive that is pinned ({error}); nothing of it was kept: try again") from None
+        raise BadData(f"{part.name}: not the archive that is pinned ({type(error).__name__}); nothing of it was kept: try again") from None
 
 # %% ../../nbs/2_data/27_public.ipynb #c8452408
 def is_right(path: Path, file: File) -> bool:
