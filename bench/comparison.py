@@ -61,7 +61,7 @@ def make_task(name: str, method: str, seed: int):
     import torch
     from ft_course.model.parameters import heads
     from ft_course.peft.tasks import adapt
-    from ft_course.app.runs import TASKS as KINDS
+    from ft_course.app.runs import CLASSES as KINDS
 
     cut, data = TASKS[name], read_data(name)
     rows = {split: data[split].shuffle(seed=seed if split == "train" else 0) for split in ("train", "validation", "test")}

@@ -15,7 +15,7 @@ each_taught = pytest.mark.parametrize("lesson", TAUGHT, ids=lambda lesson: lesso
 BANNED = re.compile(r"\b(simply|obviously|of course|trivial(ly)?|it is easy to|state[- ]of[- ]the[- ]art|cutting[- ]edge|powerful|seamless(ly)?|delve|"
                     r"leverage|in this notebook|let us dive|dive into|game[- ]chang\w+|robustly|amazing|exciting|magic(al)?ly)\b", re.I)
 TOOLS = "a lesson on tools: its cells are whole small functions, since a part of one does nothing yet, and each is shown at work below"
-LONG_CELLS = {"0_start/02_practice": (8, TOOLS), "9_teach/98_classroom": (8, TOOLS), "A_app/A2_runs": (7, TOOLS)}
+LONG_CELLS = {"0_start/02_practice": (8, TOOLS), "9_teach/98_classroom": (8, TOOLS), "A_app/A3_claims": (8, TOOLS), "A_app/A4_runs": (7, TOOLS)}
 NO_PICTURE = {
     "2_data/24_formats": "bytes become rows of text: what there is to see is text",
     "4_training/40_updates": "its subject is that two numbers are equal; the pictures of schedules and clipping are in 17",

@@ -216,7 +216,7 @@ def drop_search(
 
 # %% ../../nbs/9_teach/97_site.ipynb #a1863311
 MOVED = {  # old place -> new place, without ".html"
-    "9_teach/90_doctor": "A_app/A1_doctor", "9_teach/91_runs": "A_app/A2_runs", "9_teach/99_cli": "A_app/A3_cli",
+    "9_teach/90_doctor": "A_app/A1_doctor", "9_teach/91_runs": "A_app/A4_runs", "9_teach/99_cli": "A_app/A5_cli",
     "api/teach.doctor": "api/app.doctor", "api/teach.runs": "api/app.runs", "api/teach.cli": "api/app.cli",
 }
 
