@@ -196,7 +196,7 @@ def test_usage_errors_are_code_2():
     for command in (("trian",), ("train", "ner", "--lerning-rate", 1), ("train", "summarise"), ("predict", "nowhere")):
         assert ft_course(*command).exit_code == 2
     done = ft_course("train", "ner", "--data", "newswire", "--out", "x", "--method", "magic")
-    assert done.exit_code == 2 and "'full'" in done.stderr  # an unknown method says which exist
+    assert done.exit_code == 2 and "one of full, lora" in done.stderr  # an unknown method says which exist
 
 
 IMPORTS = """
