@@ -8,10 +8,10 @@ export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 unexport PYTHONDONTWRITEBYTECODE  # else each process compiles PyTorch anew: .venv comes without compiled modules
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test lessons site results bench readme clean
+.PHONY: help demo lab test oldest newest lessons site results bench readme clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z ]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 .venv/ready: settings.ini setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -32,6 +32,17 @@ site: .venv/ready  ## build the web site into _site/
 
 test: site  ## run every lesson, build the site, run the tests
 	$(BIN)/python -m pytest tests -n 2 --dist worksteal -q
+
+# Two more environments, from settings.ini without constraints.txt; torch's wheels there bring some gigabytes.
+.venv-oldest/ready: RESOLUTION = lowest-direct
+.venv-newest/ready: RESOLUTION = highest
+.venv-%/ready: settings.ini setup.py .venv/ready
+	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-$*
+	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION) --editable '.[offline,lab,tests]'
+	touch $@
+
+oldest newest: %: .venv-%/ready  ## run the library's tests with the oldest versions that settings.ini allows, or the newest there are
+	.venv-$*/bin/python -m pytest tests --fast -n 2 --dist worksteal -q
 
 results: .venv/ready  ## write the numbers that lessons and README quote
 	$(BIN)/python bench/demo.py --write

@@ -27,7 +27,7 @@ class WithoutSolutions(build_py):
 config = ConfigParser(delimiters=["="])
 config.read(HERE / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("offline", "lab", "site", "dev")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("offline", "lab", "site", "tests", "dev")}
 extras["dev"] = sum(extras.values(), [])
 
 setup(

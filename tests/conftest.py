@@ -9,6 +9,17 @@ os.environ.setdefault("FT_COURSE_DATA", str(ROOT.parent / "shared" / "data"))
 
 import pytest
 
+PROJECT = {"test_" + name for name in ("editions", "exercises", "export", "glossary", "install", "lessons", "notebooks", "results", "site", "style")}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="the library's own tests, which need none of the tools for lessons, site and packages")
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if config.getoption("fast") and collection_path.stem in PROJECT else None
+
+
 LOOPBACK = ("127.", "::1", "localhost")
 real_connect = socket.socket.connect
 
