@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
-from .injection import begin, replace
+from .injection import check_reaches, freeze_base, matching, parts_to_save, replace
 
 # %% ../../nbs/6_peft/63_adapters.ipynb #888004a2
 class Adapter(nn.Module):
@@ -76,7 +76,10 @@ def inject(
     "Put adapters behind the targets; only they and the head train then. Raises ValueError for names that fit nothing and for unknown settings."
     if non_linearity not in ACT2FN or reduction_factor <= 0:
         raise ValueError(f"non_linearity={non_linearity!r}, reduction_factor={reduction_factor}: the first must be one of transformers' ACT2FN, the second above 0")
-    names = begin(model, "BOTTLENECK", modules_to_save, target_modules=target_modules or places(model, placement),
-                  reduction_factor=reduction_factor, non_linearity=non_linearity)
+    whole = parts_to_save(model, modules_to_save)
+    targets = places(model, placement) if target_modules is None else target_modules
+    names = matching(model, targets, whole)
+    freeze_base(model, "BOTTLENECK", whole, target_modules=targets, reduction_factor=reduction_factor, non_linearity=non_linearity)
     for name in names:
         replace(model, name, Adapter(model.get_submodule(name), reduction_factor, non_linearity))
+    check_reaches(model)

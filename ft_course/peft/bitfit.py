@@ -9,7 +9,7 @@ __all__ = ['IDLE', 'biases', 'inject']
 from transformers import PreTrainedModel
 
 from ..model.parameters import heads
-from .injection import begin, ends_with
+from .injection import check_reaches, ends_with, freeze_base, parts_to_save
 
 # %% ../../nbs/6_peft/61_bitfit.ipynb #8c139344
 IDLE = ("key.bias", "k_lin.bias")  # of BERT and RoBERTa, of DistilBERT: what they add cancels in the softmax
@@ -32,6 +32,5 @@ def inject(
     names = biases(model)
     if not names:
         raise ValueError(f"BitFit: {model.config.model_type} has no biases to train; take another method")
-    begin(model, "BITFIT", modules_to_save)
-    for name in names:
-        model.get_parameter(name).requires_grad_(True)
+    freeze_base(model, "BITFIT", parts_to_save(model, modules_to_save), names)
+    check_reaches(model)

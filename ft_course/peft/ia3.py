@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .injection import PREFIX, Mergeable, adapter_state_dict, begin, ends_with, replace
+from .injection import PREFIX, Mergeable, adapter_state_dict, check_reaches, ends_with, freeze_base, matching, parts_to_save, replace
 from .injection import from_file as plain_from_file
 
 # %% ../../nbs/6_peft/65_ia3.ipynb #a03f5ac7
@@ -89,9 +89,12 @@ def inject(
     targets, feedforward = (target_modules, feedforward_modules or ()) if target_modules else default_targets(model)
     if extra := sorted(set(feedforward) - set(targets)):
         raise ValueError(f"feedforward_modules: {extra[0]!r} is not one of the target_modules")
-    names = begin(model, "IA3", modules_to_save, target_modules=targets, feedforward_modules=feedforward)
+    whole = parts_to_save(model, modules_to_save)
+    names = matching(model, targets, whole)
+    freeze_base(model, "IA3", whole, target_modules=targets, feedforward_modules=feedforward)
     for name in names:
         replace(model, name, Scaled(model.get_submodule(name), any(ends_with(name, end) for end in feedforward)))
+    check_reaches(model)
     model.adapter_config["fan_in_fan_out"] = isinstance(model.get_submodule(names[0]).base_layer, Conv1D)
 
 # %% ../../nbs/6_peft/65_ia3.ipynb #c0453b81

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .injection import Mergeable, begin, ends_with, replace
+from .injection import Mergeable, check_reaches, ends_with, freeze_base, matching, parts_to_save, replace
 
 # %% ../../nbs/6_peft/62_lora.ipynb #61cfae7a
 def turned(
@@ -126,11 +126,14 @@ def inject(
         raise ValueError(f"r={r}: a rank is at least 1")
     if bias not in ("none", "all"):
         raise ValueError(f"bias={bias!r}: choose none or all")
-    names = begin(model, "LORA", modules_to_save, r=r, lora_alpha=lora_alpha, target_modules=target_modules or targets_of(model),
-                  lora_dropout=lora_dropout, use_rslora=use_rslora, use_dora=use_dora, bias=bias)
+    whole = parts_to_save(model, modules_to_save)
+    targets = targets_of(model) if target_modules is None else target_modules
+    names = matching(model, targets, whole)
+    biases = [name for name, _ in model.named_parameters() if bias == "all" and ends_with(name, "bias")]
+    freeze_base(model, "LORA", whole, biases, r=r, lora_alpha=lora_alpha, target_modules=targets,
+                lora_dropout=lora_dropout, use_rslora=use_rslora, use_dora=use_dora, bias=bias)
     part, scaling = DoRA if use_dora else LoRA, scaling_of(r, lora_alpha, use_rslora)
     for name in names:
         replace(model, name, part(model.get_submodule(name), r, scaling, lora_dropout))
-    for name, p in model.named_parameters():
-        p.requires_grad_(p.requires_grad or (bias == "all" and ends_with(name, "bias")))
+    check_reaches(model)
     model.adapter_config["fan_in_fan_out"] = isinstance(model.get_submodule(names[0]).base_layer, Conv1D)  # what peft calls Conv1D's way
