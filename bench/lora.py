@@ -122,7 +122,7 @@ def run_inject(engine: str) -> float:
 
 def run_file(engine: str) -> int:
     "Bytes of the adapter's weights at rank 8."
-    from ft_course.peft.injection import save_adapter
+    from ft_course.peft.files import save_adapter
 
     model = minilm(engine, TARGETS["query, value"])
     with tempfile.TemporaryDirectory() as folder:

@@ -11,8 +11,9 @@ from transformers import (BertConfig, BertForSequenceClassification, BertForToke
                           T5Config, T5ForConditionalGeneration, T5ForSequenceClassification)
 
 from ft_course.model.checkpoints import load_model
-from ft_course.peft.bitfit import IDLE
-from ft_course.peft.injection import ends_with, load_adapter, save_adapter
+from ft_course.peft.bitfit import idle_biases
+from ft_course.peft.files import load_adapter, save_adapter
+from ft_course.peft.injection import ends_with
 
 WIDE = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
 MODELS = {  # name -> (class, configuration)
@@ -93,7 +94,7 @@ def prove_coverage(model: PreTrainedModel, name: str, n: int = 2) -> None:
     steps(model, name, n)
     for parameter, now in fingerprints(model).items():
         p = model.get_parameter(parameter)
-        if model.adapter_config.get("bias") == "all" and any(ends_with(parameter, idle) for idle in IDLE):
+        if model.adapter_config.get("bias") == "all" and any(ends_with(parameter, idle) for idle in idle_biases(model)):
             assert p.requires_grad and p.grad.abs().max() < 1e-6, parameter  # what it adds cancels in the softmax
             continue
         assert (now != before[parameter]) == p.requires_grad, parameter

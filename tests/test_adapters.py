@@ -8,7 +8,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ft_course.model.parameters import count_parameters, trainable_parameters
 from ft_course.peft import adapters
-from ft_course.peft.injection import load_adapter, merge, save_adapter, unload
+from ft_course.peft.files import load_adapter, save_adapter
+from ft_course.peft.injection import merge, unload
 
 HALVES = {"bert": (2, 2), "bert-ner": (2, 2), "distilbert": (2, 2), "roberta": (2, 2), "gpt2": (2, 2), "gpt2-lm": (2, 2), "t5": (6, 4), "t5-lm": (6, 4),
           "minilm": (6, 6)}
@@ -58,7 +59,7 @@ class ByHand(torch.nn.Module):
 def test_logits_and_gradients_equal_a_layer_by_hand(name):
     model, other = adapted(name), adapted(name)
     for address, part in list(other.named_modules()):
-        if isinstance(part, adapters.Adapter):
+        if isinstance(part, adapters.Bottleneck):
             other.set_submodule(address, ByHand(part))
     torch.testing.assert_close(logits(model, name), logits(other, name), rtol=1e-6, atol=1e-5)
     loss(model, name).backward()
@@ -138,5 +139,5 @@ def test_refusals_change_nothing(options, message):
 def test_an_unknown_family_is_refused():
     model = build("bert")
     model.config.model_type = "mystery"
-    with pytest.raises(ValueError, match="no default for a model of type 'mystery'"):
+    with pytest.raises(ValueError, match="of type .mystery. is built"):
         adapters.inject(model)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from ft_course.model.files import CorruptCheckpoint, verify
 from ft_course.model.parameters import count_parameters, trainable_parameters
 from ft_course.peft import bitfit
-from ft_course.peft.injection import adapter_state_dict, load_adapter, merge, save_adapter
+from ft_course.peft.files import load_adapter, save_adapter
+from ft_course.peft.injection import adapter_state_dict, merge
 
 FAMILIES = ["bert", "bert-ner", "distilbert", "roberta", "gpt2", "gpt2-lm", "minilm"]
 IDLE = {"bert": 2, "bert-ner": 2, "distilbert": 2, "roberta": 2, "gpt2": 0, "gpt2-lm": 0, "minilm": 6}  # biases of keys, one a layer

@@ -4,7 +4,8 @@ import torch
 from families import MODELS, batch, build, fingerprints, logits
 from ft_course.peft import bitfit, ia3, lora
 from ft_course.peft.compose import Adapter, Server, attach, average, check_fit, merge_error, read_adapter, shrink, stack, switch, take
-from ft_course.peft.injection import adapter_state_dict, load_adapter, merge, save_adapter, unload
+from ft_course.peft.files import load_adapter, save_adapter
+from ft_course.peft.injection import adapter_state_dict, merge, unload
 from ft_course.theory.formulas import relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

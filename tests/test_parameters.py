@@ -14,7 +14,7 @@ from zoo import WIDE, zoo
 from ft_course.model.parameters import (FAMILIES, count_parameters, depth, family, freeze, freeze_layers, heads, load_weights, parameter_groups,
                                         targets, trainable_parameters, usable_places, weights)
 from ft_course.peft.tasks import METHODS, arguments
-from ft_course.peft.injection import method_of
+from ft_course.peft.files import method_of
 from ft_course.training.learner import Learner
 from ft_course.training.updates import TrainingConfig
 

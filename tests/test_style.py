@@ -21,6 +21,7 @@ NO_PICTURE = {
     "4_training/40_updates": "its subject is that two numbers are equal; the pictures of schedules and clipping are in 17",
     "5_tasks/50_task": "it joins parts that have their pictures in 22, 41 and 42; the tasks' own are in 51 and 52",
     "6_peft/60_injection": "names, places and files: what changes is in lists, which the page prints",
+    "6_peft/6A_files": "names, hashes and settings: the lists on the page are what there is to see",
     "6_peft/69_tasks": "it joins the methods with the tasks; each method's picture is in its lesson",
 }
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.batching import collate
-from .injection import adapter_state_dict, base_hash, base_in, from_file, inject_arguments, load_adapter_weights, merge, method_of, read_folder, refuse_merged, refuse_unknown, unload, unmerge
+from .files import base_hash, base_in, from_file, inject_arguments, load_adapter_weights, method_of, read_folder, refuse_unknown
+from .injection import adapter_state_dict, merge, refuse_merged, unload, unmerge
 from .lora import scaling_of
 from ..training.updates import evaluating
 

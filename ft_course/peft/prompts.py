@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..model.checkpoints import load_tokenizer
 from .injection import adapter_state_dict, begin
-from .injection import from_file as names_in_model
+from .files import from_file as names_in_model
 
 # %% ../../nbs/6_peft/64_prompts.ipynb #8e9a95a9
 class PromptEncoder(nn.Module):

@@ -12,7 +12,8 @@ from pathlib import Path
 import datasets
 
 from ..model.checkpoints import load_tokenizer
-from .injection import load_adapter, merge, method_of, save_adapter, unload
+from .files import load_adapter, method_of, save_adapter
+from .injection import merge, unload
 from ..tasks.task import Task, kind_of, read_training
 
 # %% ../../nbs/6_peft/69_tasks.ipynb #8fce2940
