@@ -127,7 +127,7 @@ def test_another_non_linearity_gives_other_answers():
 
 @pytest.mark.parametrize("options, message", [
     (dict(non_linearity="bend"), "non_linearity='bend'"), (dict(reduction_factor=0), "reduction_factor=0"),
-    (dict(placement="everywhere"), "placement 'everywhere' is not one of houlsby, pfeiffer"),
+    (dict(placement="everywhere"), "placement='everywhere': it must be houlsby or pfeiffer"),
     (dict(target_modules=("fc2",)), "nothing is called 'fc2'"), (dict(modules_to_save=("pool",)), "the model has no 'pool'")])
 def test_refusals_change_nothing(options, message):
     model = build("bert")

@@ -141,8 +141,35 @@ def test_our_files_have_the_names_and_settings_of_peft(name, tmp_path):
         assert ours[key] == theirs[key] or sorted(ours[key]) == sorted(theirs[key]), key
 
 
-@pytest.mark.parametrize("setting", [dict(rank_pattern={"query": 2}), dict(alpha_pattern={"query": 2}), dict(bias="lora_only"), dict(layers_to_transform=[0]),
-                                     dict(target_modules=".*query"), dict(lora_bias=True), dict(init_lora_weights="pissa"),
+PATTERNS = [dict(rank_pattern={"query": 2}), dict(alpha_pattern={r"0\..*query": 2, "value": 9.5}), dict(layers_to_transform=[1]), dict(layers_to_transform=0), dict(target_modules=r".*\.0\..*(query|key)"),
+            dict(rank_pattern={"nothing": 7, "1.attention.self.value": 5}, alpha_pattern={"nobody": 3}), dict(target_modules="all-linear"),
+            dict(rank_pattern={"self.*": 1}, use_rslora=True), dict(rank_pattern={"value": 6}, use_dora=True)]
+
+
+@pytest.mark.parametrize("setting", PATTERNS, ids=str)
+def test_patterns_answer_as_in_peft_both_ways(setting, tmp_path):
+    theirs = from_peft("bert", tmp_path / "theirs", **setting)
+    assert relative_error(logits(load_adapter(build("bert"), tmp_path / "theirs"), "bert"), logits(theirs, "bert")) < 1e-6
+    ours = with_lora("bert", **setting)
+    again = in_peft(ours, "bert", tmp_path / "ours")
+    assert relative_error(logits(again, "bert"), logits(ours, "bert")) < 1e-6
+    shapes = [{n: t.shape for n, t in load_file(folder / "adapter_model.safetensors").items() if "lora" in n} for folder in (tmp_path / "theirs", tmp_path / "ours")]
+    assert shapes[0].keys() == shapes[1].keys()
+
+
+@pytest.mark.parametrize("init", [False, "gaussian", "orthogonal"])
+def test_factors_begin_as_in_peft(init, tmp_path):
+    theirs = from_peft("bert", tmp_path, init_lora_weights=init)
+    assert relative_error(logits(load_adapter(build("bert"), tmp_path), "bert"), logits(theirs, "bert")) < 1e-6
+    model = build("bert")
+    lora.inject(model, r=4, init_lora_weights=init)
+    part = model.bert.encoder.layer[0].attention.self.query
+    product = (part.lora_B.weight @ part.lora_A.weight).abs().max()
+    assert (product < 1e-6) == (init is not False) and (part.lora_B.weight.abs().max() > 0) == (init != "gaussian")
+    assert (relative_error(logits(model, "bert"), logits(build("bert"), "bert")) < 1e-5) == (init is not False)
+
+
+@pytest.mark.parametrize("setting", [dict(bias="lora_only"), dict(lora_bias=True), dict(init_lora_weights="pissa"),
                                      dict(exclude_modules=["value"]), dict(trainable_token_indices=[1])], ids=str)
 def test_settings_that_we_lack_are_refused(setting, tmp_path):
     from_peft("bert", tmp_path, **setting)
@@ -237,7 +264,14 @@ def test_another_base_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [(dict(target_modules="query"), "goes into a tuple"), (dict(target_modules=("uery",)), "'uery'"),
-                                              (dict(r=0), "r=0"), (dict(bias="lora_only"), "bias='lora_only'"), (dict(modules_to_save=("poler",)), "'poler'")])
+                                              (dict(r=0), "r=0"), (dict(r=1.5), "r=1.5"), (dict(r=True), "r=True"), (dict(r="8"), "r='8'"), (dict(lora_dropout=-1), "lora_dropout=-1"),
+                                              (dict(lora_dropout=1), "lora_dropout=1"), (dict(lora_alpha=0), "lora_alpha=0"), (dict(lora_alpha=float("nan")), "lora_alpha=nan"),
+                                              (dict(use_dora="yes"), "use_dora='yes'"), (dict(rank_pattern={"query": 0}), "rank_pattern="), (dict(alpha_pattern={"(": 1}), "no regular expression"),
+                                              (dict(rank_pattern=["query"]), "rank_pattern="), (dict(init_lora_weights="pissa"), "'pissa'"), (dict(r=3, init_lora_weights="orthogonal"), "r=3.*even"),
+                                              (dict(rank_pattern={"query": 5}, init_lora_weights="orthogonal"), "r=5.*even"), (dict(layers_to_transform=[7]), "layers 0, 1|layers .0, 1"),
+                                              (dict(layers_to_transform="0"), "layers_to_transform='0'"), (dict(target_modules=".*query", layers_to_transform=0), "layers_to_transform=0"),
+                                              (dict(target_modules="["), "no regular expression"), (dict(target_modules=()), "empty"), (dict(target_modules=torch.ones(2)), "tuple of names"),
+                                              (dict(target_modules=("query", 3)), "tuple of names"), (dict(modules_to_save="pooler"), r"\('pooler',\)"), (dict(modules_to_save=5), "tuple of names"), (dict(bias="lora_only"), "bias='lora_only'"), (dict(modules_to_save=("poler",)), "'poler'")])
 def test_wrong_arguments_change_nothing(options, message):
     model = build("bert")
     with pytest.raises(ValueError, match=message):

@@ -32,8 +32,8 @@ def inject(
     modules_to_save: tuple[str, ...] = (),  # parts that train in full beside the head
 ) -> None:
     "BitFit (Ben Zaken and others 2022): train the biases and the head. Raises ValueError where there are no biases."
-    names = biases(model)
+    whole, names = parts_to_save(model, modules_to_save), biases(model)
     if not names:
         raise ValueError(f"BitFit: {model.config.model_type} has no biases to train; take another method")
-    freeze_base(model, "BITFIT", parts_to_save(model, modules_to_save), names)
+    freeze_base(model, "BITFIT", whole, names)
     check_reaches(model)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.batching import collate
+from ..model.inference import evaluating, logits_of
 from .files import base_hash, base_in, from_file, inject_arguments, load_adapter_weights, method_of, read_folder, refuse_unknown
 from .injection import adapter_state_dict, merge, refuse_merged, unload, unmerge
 from .lora import scaling_of
-from ..training.updates import evaluating
 
 # %% ../../nbs/6_peft/67_compose.ipynb #a3070acc
 @dataclass
@@ -82,9 +81,9 @@ def switch(
 
 # %% ../../nbs/6_peft/67_compose.ipynb #c346b010
 class Server:
-    "One base with many adapters, by name."
+    "One base with many adapters, by name: `adapters`, from which any can be deleted."
 
-    def __init__(self, model: PreTrainedModel, pad_token_id: int = 0):
+    def __init__(self, model: PreTrainedModel, pad_token_id: int | None = None):  # on any device; padding where the model does not know it
         self.model, self.pad_token_id = model, pad_token_id
         self.first, self.adapters = take(model), {}
 
@@ -96,17 +95,14 @@ class Server:
     def answer(
         self,
         requests: list[tuple[str, dict]],  # names of adapters, and features with input_ids and attention_mask
-    ) -> list[Tensor]:  # logits, in the order of the requests
-        "Ask each adapter for its own; one batch for each of them. Raises KeyError for a name that was not added."
-        answers = [None] * len(requests)
-        for name in dict.fromkeys(name for name, _ in requests):
+    ) -> list[Tensor]:  # logits in the order of the requests, on the CPU; for tags a row for each token, without padding
+        "Ask each adapter for its own, in batches. Raises KeyError for a name that was not added, before anything is asked."
+        adapters, answers = {name: self.adapters[name] for name, _ in requests}, {}
+        for name, adapter in adapters.items():
             mine = [i for i, (wanted, _) in enumerate(requests) if wanted == name]
-            switch(self.model, self.adapters[name])
-            with evaluating(self.model):
-                logits = self.model(**collate([requests[i][1] for i in mine], self.pad_token_id)).logits
-            for i, row in zip(mine, logits):
-                answers[i] = row
-        return answers
+            switch(self.model, adapter)
+            answers |= {mine[i]: torch.from_numpy(row) for i, row in logits_of(self.model, [requests[j][1] for j in mine], pad_token_id=self.pad_token_id)}
+        return [answers[i] for i in range(len(requests))]
 
 # %% ../../nbs/6_peft/67_compose.ipynb #83334ad8
 def stack(

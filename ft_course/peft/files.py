@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'PREFIX', 'MODULES', 'TASK_TYPES', 'ABOUT', 'base_hash', 'method_of', 'to_file', 'from_file', 'base_name',
            'save_adapter', 'adapter_folder', 'read_folder', 'refuse_unknown', 'inject_arguments', 'base_in',
-           'check_base', 'load_adapter_weights', 'whole_parts', 'load_adapter']
+           'check_base', 'load_adapter_weights', 'whole_parts', 'leave_to_base', 'load_adapter']
 
 # %% ../../nbs/6_peft/6A_files.ipynb #b95e18fa
 import hashlib
@@ -199,15 +199,32 @@ def whole_parts(
     return tuple(part for part in config.get("modules_to_save") or () if any(ends_with(name, part) for name, _ in model.named_modules()))
 
 
+def leave_to_base(
+    model: PreTrainedModel,  # with an adapter just put in; changed in place
+    parts: tuple[str, ...],  # those that the file holds as a whole
+) -> None:
+    "The head of a language model came with its base: where a file has none of it, as those of `peft` mostly don't, it stays frozen, and is no part of the adapter."
+    if model.get_output_embeddings() is None:
+        return
+    noted = model.adapter_config["modules_to_save"]
+    left = [part for part in noted if part not in parts]
+    names = [name for name in adapter_state_dict(model) if any(f".{part}." in f".{name}" for part in left)]
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    model.frozen_base |= set(names)
+    model.adapter_config["modules_to_save"] = [part for part in noted if part in parts]
+
+# %% ../../nbs/6_peft/6A_files.ipynb #6cb7ad5d
 def load_adapter(
     model: PreTrainedModel,  # the base with a head of the right size; changed in place
     folder: str | Path,  # written by `save_adapter`, or by peft
 ) -> PreTrainedModel:  # the same model
     "Put a saved adapter on a base. Raises ValueError for another base, `CorruptCheckpoint` for a damaged file, and leaves the model as it was then."
     config, tensors = read_folder(folder)
-    method = method_of(config["peft_type"])
-    method.inject(model, **inject_arguments(config | {"modules_to_save": whole_parts(config, model)}, method))
+    method, parts = method_of(config["peft_type"]), whole_parts(config, model)
+    method.inject(model, **inject_arguments(config | {"modules_to_save": parts}, method))
     try:
+        leave_to_base(model, parts)
         check_base(config, model, folder)
         names = method.from_file(tensors, model) if hasattr(method, "from_file") else from_file(tensors)
         load_adapter_weights(model, names, folder)

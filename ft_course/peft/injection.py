@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..model.inference import evaluating
 from ..model.parameters import heads
-from ..training.updates import evaluating
 
 log = logging.getLogger(__name__)
 
