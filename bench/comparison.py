@@ -115,7 +115,7 @@ def cost(name: str, method: str) -> dict:
     learner = task.learner(epochs=1, lr=1e-3, batch_size=TASKS[name]["batch"])
     start = time.perf_counter()
     learner.fit()
-    seconds = (time.perf_counter() - start) / learner.step
+    seconds = (time.perf_counter() - start) / learner.updates
     with tempfile.TemporaryDirectory() as folder:
         task.save(Path(folder) / "run")
         size = max(path.stat().st_size for path in (Path(folder) / "run").glob("*.safetensors"))

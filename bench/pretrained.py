@@ -67,7 +67,7 @@ def run(data: str, start: str, frozen: int, n: int, epochs: int, lr: float, seed
     learner.fit()
     reports = {split: task.evaluate(split) for split in ("validation", "test")}
     scores = {split: dict(score=r[measure], interval=r["interval"]) for split, r in reports.items()}
-    return dict(data=data, start=start, frozen=frozen, n=n, epochs=epochs, lr=lr, seed=seed, updates=learner.step, **scores, curve=curve.points)
+    return dict(data=data, start=start, frozen=frozen, n=n, epochs=epochs, lr=lr, seed=seed, updates=learner.updates, **scores, curve=curve.points)
 
 
 def simple(start: str, seed: int) -> Iterator[dict]:

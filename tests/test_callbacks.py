@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 from ft_course.model.parameters import weights
 from ft_course.training.callbacks import (CSVLogger, EarlyStopping, Interruptible, KeepBest, LiveCurve, ProgressBar, TensorBoard,
                                           epochs_since_best, smooth)
-from ft_course.training.learner import Callback, CancelFit, Learner
+from ft_course.training.learner import Callback, CancelFit, Learner, load_state_of, state_of
 from ft_course.training.updates import TrainingConfig
 
 torch.set_num_threads(1)
@@ -77,7 +77,7 @@ class StopAt(Callback):
         self.at = step
 
     def after_update(self):
-        if self.learner.step == self.at:
+        if self.learner.updates == self.at:
             raise KeyboardInterrupt
 
 
@@ -91,7 +91,7 @@ def test_early_stopping_survives_a_break(step):
     with pytest.raises(KeyboardInterrupt):
         broken.fit()
     resumed = run([Scripted(values), EarlyStopping(3)], seed=5, go=False)
-    resumed.load_state_dict(*copy_state(broken))
+    load_state_of(resumed, *copy_state(broken))
     resumed.fit()
     assert resumed.epoch == 5 and resumed.losses == straight.losses
     assert same(resumed.model, weights(straight.model))
@@ -114,7 +114,7 @@ def test_an_interrupted_run_keeps_its_newest_weights():
 
 def copy_state(learner):
     "The state as a file would hold it: tensors copied, the rest through JSON."
-    tensors, scalars = learner.state_dict()
+    tensors, scalars = state_of(learner)
     return {k: v.clone() for k, v in tensors.items()}, json.loads(json.dumps(scalars))
 
 
@@ -135,12 +135,12 @@ def test_csv_of_a_resumed_run_has_each_row_once(tmp_path):
     path = tmp_path / "updates.csv"
     broken = run([CSVLogger(path, every="update"), StopAt(3)], go=False)
     states = {}
-    broken.callbacks.insert(1, type("Save", (Callback,), dict(after_update=lambda self: states.update({broken.step: copy_state(broken)})))())
+    broken.callbacks.insert(1, type("Save", (Callback,), dict(after_update=lambda self: states.update({broken.updates: copy_state(broken)})))())
     with pytest.raises(KeyboardInterrupt):
         broken.fit()
     assert len(rows(path)) == 3
     resumed = run([CSVLogger(path, every="update")], go=False)
-    resumed.load_state_dict(*states[2])
+    load_state_of(resumed, *states[2])
     resumed.fit()
     assert [float(r["loss"]) for r in rows(path)] == resumed.losses
     run([CSVLogger(path, every="update")], epochs=1)
@@ -208,13 +208,13 @@ def test_interrupt_waits_for_the_end_of_the_update(event):
     handler = signal.getsignal(signal.SIGINT)
 
     def press(self):
-        if self.learner.step == 2:
+        if self.learner.updates == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     learner = run([type("Press", (Callback,), {event: press})(), Interruptible()], go=False)
     with pytest.raises(KeyboardInterrupt):
         learner.fit()
-    assert learner.step == (2 if event == "after_update" else 3) and not learner.finished
+    assert learner.updates == (2 if event == "after_update" else 3) and not learner.finished
     assert signal.getsignal(signal.SIGINT) is handler
     learner.callbacks = []
     assert learner.fit().losses == run([]).losses
@@ -224,4 +224,4 @@ def test_callbacks_end_well_when_another_cancels_first(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     cancel = type("Cancel", (Callback,), dict(before_fit=lambda self: (_ for _ in ()).throw(CancelFit)))()
     learner = run([cancel, ProgressBar(), TensorBoard(tmp_path), CSVLogger(tmp_path / "a.csv"), Interruptible(), EarlyStopping()])
-    assert learner.step == 0 and signal.getsignal(signal.SIGINT) is handler
+    assert learner.updates == 0 and signal.getsignal(signal.SIGINT) is handler

@@ -1,6 +1,10 @@
 """The loop: exact under accumulation, equal to plain torch, honest about mistakes, and it goes on where it stopped."""
+import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +14,11 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from ft_course.data.batching import LengthBucketSampler, collate
+from ft_course.model.inference import evaluating
 from ft_course.theory.losses import cross_entropy
 from ft_course.theory.schedules import SCHEDULES
-from ft_course.training.learner import EVENTS, Callback, CancelFit, Learner
-from ft_course.training.updates import NonFiniteLoss, TrainingConfig, add_up, evaluating, pick_device, set_lr
+from ft_course.training.learner import EVENTS, VERBS, Callback, CancelFit, Learner, evaluate_model, load_state_of, share, state_of, prepare
+from ft_course.training.updates import NonFiniteLoss, TrainingConfig, add_up, pick_device, seed_update, set_lr
 
 torch.set_num_threads(1)
 HUGE = 1e9  # a norm that nothing is clipped to
@@ -53,7 +58,7 @@ def test_accumulation_of_every_group_of_an_epoch():
     features, spy = tiny_features(29), Gradients()
     learner = Learner(tiny_model(), features, config=config, callbacks=[spy]).fit()
     batches = list(LengthBucketSampler([len(f["input_ids"]) for f in features], 3, 0))
-    assert len(spy.seen) == learner.total_steps == learner.step == 3
+    assert len(spy.seen) == learner.total_steps == learner.updates == 3
     for seen, group in zip(spy.seen, [batches[:4], batches[4:8], batches[8:]]):
         model = tiny_model()
         batch = collate([features[i] for indices in group for i in indices])
@@ -97,7 +102,7 @@ class StopAfter(Callback):
         self.updates = updates
 
     def after_update(self):
-        if self.learner.step == self.updates:
+        if self.learner.updates == self.updates:
             raise CancelFit
 
 
@@ -162,10 +167,10 @@ def test_nan_stops_before_the_weights(where):
     learner.callbacks = [type("Copy", (Callback,), dict(before_update=lambda self: before.append([p.clone() for p in model.parameters()])))()]
     with pytest.raises(NonFiniteLoss, match=rf"{where} of epoch 2, update 3, examples \[.*\d") as error:
         learner.fit()
-    assert "nan" in str(error.value) and learner.step == 2 and not learner.finished
+    assert "nan" in str(error.value) and learner.updates == 2 and not learner.finished
     assert all(torch.equal(a, b) for a, b in zip(before[-1], model.parameters()))
     learner.loss_func = cross_entropy
-    assert learner.fit().step == 4 and all(map(math.isfinite, learner.losses))
+    assert learner.fit().updates == 4 and all(map(math.isfinite, learner.losses))
 
 
 def test_evaluation_leaves_no_trace():
@@ -231,9 +236,9 @@ def test_state_goes_on_to_the_last_bit():
     straight = Learner(tiny_model(dropout=0.3), features, features, config).fit()
     for stop in (1, 4, 6):
         first = Learner(tiny_model(dropout=0.3), features, features, config, callbacks=[StopAfter(stop)]).fit()
-        tensors, scalars = first.state_dict()
+        tensors, scalars = state_of(first)
         second = Learner(tiny_model(dropout=0.3, seed=9), features, features, config)
-        second.load_state_dict({k: v.clone() for k, v in tensors.items()}, scalars)
+        load_state_of(second, {k: v.clone() for k, v in tensors.items()}, scalars)
         torch.rand(7)
         second.fit()
         assert second.losses == straight.losses and second.history[0]["train_loss"] == straight.history[0]["train_loss"]
@@ -243,20 +248,30 @@ def test_state_goes_on_to_the_last_bit():
 
 def test_state_of_another_run_is_refused():
     config, features = TrainingConfig(batch_size=4), tiny_features(8)
-    tensors, scalars = Learner(tiny_model(), features, config=config).state_dict()
+    tensors, scalars = state_of(Learner(tiny_model(), features, config=config))
     with pytest.raises(ValueError, match="lr was 0.0005, now it is 0.1"):
-        Learner(tiny_model(), features, config=replace(config, lr=0.1)).load_state_dict(tensors, scalars)
+        load_state_of(Learner(tiny_model(), features, config=replace(config, lr=0.1)), tensors, scalars)
     with pytest.raises(ValueError, match="total_steps was 6, now it is 9"):
-        Learner(tiny_model(), tiny_features(9), config=config).load_state_dict(tensors, scalars)
+        load_state_of(Learner(tiny_model(), tiny_features(9), config=config), tensors, scalars)
     with pytest.raises(ValueError, match=r"classifier.weight is \(3, 32\) here, \(5, 32\) there"):
-        Learner(tiny_model(labels=3), features, config=config).load_state_dict(tensors, scalars)
+        load_state_of(Learner(tiny_model(labels=3), features, config=config), tensors, scalars)
 
 
-@pytest.mark.parametrize("wrong", [dict(epochs=0), dict(lr=-1), dict(batch_size=0), dict(schedule="lineal"), dict(max_grad_norm=0), dict(head_lr=0)])
+@pytest.mark.parametrize("wrong", [
+    dict(epochs=0), dict(epochs=2.5), dict(epochs="3"), dict(epochs=True), dict(lr=-1), dict(lr="5e-4"), dict(lr=math.nan), dict(lr=math.inf), dict(lr=None),
+    dict(batch_size=0), dict(batch_size=8.0), dict(gradient_accumulation_steps=1.5), dict(schedule="lineal"), dict(max_grad_norm=0), dict(head_lr=0), dict(head_lr="1"),
+    dict(warmup_ratio=3), dict(warmup_ratio=-0.1), dict(warmup_ratio=math.nan), dict(weight_decay=-1), dict(weight_decay=math.inf), dict(layer_decay=0),
+    dict(freeze_layers=-1), dict(freeze_layers=1.0), dict(seed=-1), dict(seed=0.5), dict(precision="fp16"), dict(compile="yes"), dict(gradient_checkpointing=2)])
 def test_configurations_that_cannot_work(wrong):
     (name,) = wrong
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"^{name}={re.escape(repr(wrong[name]))}: (it must|choose one of)"):
         TrainingConfig(**wrong)
+
+
+def test_configurations_are_plain():
+    "Numbers of NumPy are taken, and kept as Python's."
+    config = TrainingConfig(epochs=np.int64(2), lr=np.float32(0.5), max_grad_norm=math.inf, head_lr=None, warmup_ratio=1, weight_decay=0)
+    assert type(config.epochs) is int and type(config.lr) is float and json.loads(json.dumps(asdict(config)))["epochs"] == 2
 
 
 def test_counts_add_up_without_rounding():
@@ -296,15 +311,199 @@ def test_what_trainer_does_instead(task, tmp_path):
 
 @pytest.mark.parametrize("found, rank, expected", [(None, "1", "cpu"), ("mps", None, "mps:0"), ("cuda", None, "cuda:0"), ("cuda", "1", "cuda:1")])
 def test_the_device_is_the_accelerator_that_torch_finds(found, rank, expected, monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found and torch.device(found))
+    "Without arguments that torch 2.6 lacks; LOCAL_RANK chooses among several."
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: found is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(found or "cuda"))
     if rank:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert str(pick_device()) == expected
 
 
 def test_a_batch_goes_where_the_model_is():
-    learner = Learner(tiny_model(), tiny_features(4))
-    assert {p.device for p in learner.model.parameters()} == {learner.device}
-    learner.device = torch.device("meta")
-    batch = learner.collate(tiny_features(4))
-    assert len(batch) == 3 and all(tensor.device.type == "meta" for tensor in batch.values())
+    learner = Learner(tiny_model(), tiny_features(4), device="meta")
+    assert {p.device.type for p in learner.model.parameters()} == {"meta"}
+    with share(learner, [0, 1, 2], last=True) as (batch, mine):
+        assert mine == 1 and len(batch) == 3 and all(tensor.device.type == "meta" for tensor in batch.values())
+    assert {p.device.type for p in Learner(tiny_model(), [], device="cpu").model.parameters()} == {"cpu"}
+
+
+def test_sums_need_no_64_bits_of_a_device():
+    "MPS has none; without processes the sums never leave the CPU."
+    assert add_up([(1.0, 2), (2.0, 3)], torch.device("mps")) == add_up([(3.0, 5)], torch.device("meta")) == (3.0, 5)
+
+
+# ---------------------------------------------------------------- verbs
+
+class Twice(Callback):
+    "Doubles the loss, and notes what comes by."
+
+    def __init__(self):
+        self.calls = []
+
+    def loss(self, as_it_was, logits, batch):
+        self.calls.append(sorted(batch))
+        total, count = as_it_was(logits, batch)
+        return 2 * total, count
+
+
+def test_a_verb_is_replaced_while_its_callback_is_on_duty():
+    features, config = tiny_features(8), TrainingConfig(epochs=1, batch_size=8)
+    plain, learner = Learner(tiny_model(), features, config=config).fit(), Learner(tiny_model(), features, config=config, callbacks=[Twice(), Twice()])
+    learner.fit()
+    assert learner.losses == [4 * plain.losses[0]] and learner.callbacks[0].calls == [["attention_mask", "input_ids", "labels"]]
+    assert not set(VERBS) & set(vars(learner))  # afterwards the verbs are the learner's own again
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_can_be_replaced(verb):
+    "One that does nothing but say so changes nothing; one that leaves its verb out leaves its mark."
+    heard = []
+
+    def same(self, as_it_was, *inputs):
+        heard.append(verb)
+        return as_it_was(*inputs)
+
+    features, config = tiny_features(8), TrainingConfig(epochs=2, batch_size=4)
+    plain = Learner(tiny_model(), features, config=config).fit()
+    learner = Learner(tiny_model(), features, config=config, callbacks=[type("Same", (Callback,), {verb: same})()]).fit()
+    assert learner.losses == plain.losses and heard == [verb] * 4
+
+
+@pytest.mark.parametrize("name", ["foward", "forwards", "losss", "backwards", "steps", "afterloss", "step_"])
+def test_misspelt_verbs_are_errors(name):
+    with pytest.raises(TypeError, match=f"{name} is no event.*forward, loss, backward, step"):
+        type("Wrong", (Callback,), {name: lambda self: None})
+
+
+# ---------------------------------------------------------------- asking
+
+def test_asking_needs_no_optimiser_and_nothing_that_trains():
+    model, features = tiny_model(), tiny_features(5)
+    model.requires_grad_(False)
+    learner = Learner(model, [], features)
+    assert learner.evaluate()["loss"] > 0 and len(dict(learner.predict(features))) == 5 and learner.optimizer is None
+    with pytest.raises(ValueError, match="no training data"):
+        learner.fit()
+    with pytest.raises(ValueError, match="nothing to train: every parameter"):
+        Learner(model, features).fit()
+
+
+def test_evaluation_takes_two_batches_at_once():
+    "Not the whole data: memory holds the logits of one batch."
+    sizes, model = [], tiny_model()
+    model.register_forward_pre_hook(lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    learner = Learner(model, [], tiny_features(37), TrainingConfig(batch_size=4))
+    learner.evaluate()
+    dict(learner.predict(learner.valid))
+    assert sizes == [8, 8, 8, 8, 5] * 2
+
+
+def test_padding_is_the_models():
+    "A model whose padding is not 0 answers in a batch as it answers alone."
+    model = tiny_model("classify")
+    model.config.pad_token_id = 7
+    learner = Learner(model, [], tiny_features(6, "classify"))
+    assert learner.pad_token_id == 7
+    with pytest.raises(ValueError, match="pad_token_id=3: the model's config says 7"):
+        Learner(model, [], pad_token_id=3)
+    seen = []
+    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append((kwargs["input_ids"] * (1 - kwargs["attention_mask"])).max().item()), with_kwargs=True)
+    learner.evaluate()
+    assert seen == [7]
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5), np.array(0.5)])
+def test_numbers_of_other_libraries_become_plain(value):
+    "In the evaluation, in the history, in the state as JSON."
+    learner = Learner(tiny_model(), tiny_features(4), tiny_features(4), TrainingConfig(epochs=1), metric=lambda y, p: dict(score=value, each=dict(a=[value]))).fit()
+    assert learner.evaluation["score"] == 0.5 and type(learner.evaluation["score"]) is float
+    assert json.loads(json.dumps(state_of(learner)[1]))["history"][0]["valid_each"] == {"a": [0.5]}
+
+
+@pytest.mark.parametrize("metric", [lambda y, p: 0.5, lambda y, p: None])
+def test_a_metric_without_names(metric):
+    with pytest.raises(TypeError, match="a metric returns a dict"):
+        evaluate_model(tiny_model(), tiny_features(4), metric=metric)
+
+
+def test_decode_says_how_logits_are_read():
+    found = []
+    evaluate_model(tiny_model("classify"), tiny_features(3, "classify"), decode=lambda row: row.argmin(-1), metric=lambda y, p: found.extend(p) or {})
+    logits = dict(Learner(tiny_model("classify"), []).predict(tiny_features(3, "classify")))
+    assert [int(p[0]) for p in found] == [int(logits[i].argmin()) for i in range(3)]
+
+
+# ---------------------------------------------------------------- chance and states
+
+def test_chance_of_processes():
+    "On a CPU all draw the same, since dropout is shared out; on an accelerator each draws its own."
+    def first(rank, device):
+        seed_update(1, 2, rank, torch.device(device))
+        return torch.initial_seed()
+    assert first(0, "cpu") == first(1, "cpu") and len({first(rank, "meta") for rank in range(4)}) == 4
+
+
+def test_two_callbacks_of_one_class_remember_each_their_own():
+    class Note(Callback):
+        def __init__(self, number):
+            self.number = number
+
+        def state_dict(self):
+            return {"tensor": torch.tensor([self.number])}, {"number": self.number}
+
+        def load_state_dict(self, tensors, scalars):
+            self.found = tensors["tensor"].item(), scalars["number"]
+
+    first, second = [Learner(tiny_model(), tiny_features(4), callbacks=[Note(i + k) for i in range(3)]) for k in (0, 10)]
+    load_state_of(second, *state_of(first))
+    assert [callback.found for callback in second.callbacks] == [(0, 0), (1, 1), (2, 2)]
+    more = Learner(tiny_model(), tiny_features(4), callbacks=[Note(9) for _ in range(4)])
+    load_state_of(more, *state_of(first))
+    assert not hasattr(more.callbacks[3], "found")  # it was not there when the state was saved
+
+
+def half_frozen(seed=0):
+    model = tiny_model(seed=seed)
+    model.bert.requires_grad_(False)
+    return model
+
+
+def test_a_state_holds_what_changes():
+    "Of a frozen body it keeps a fingerprint only; another body is refused."
+    features, config = tiny_features(8), TrainingConfig(epochs=2, batch_size=4)
+    learner = Learner(half_frozen(), features, config=config, callbacks=[StopAfter(3)]).fit()
+    tensors, scalars = state_of(learner)
+    names = {name for name in tensors if name.startswith("model.") and "position_ids" not in name and "token_type" not in name}
+    assert names == {"model.classifier.weight", "model.classifier.bias"} and len(scalars["frozen"]) == 64
+    again = Learner(half_frozen(), features, config=config)
+    load_state_of(again, *[tensors, json.loads(json.dumps(scalars))])
+    assert again.fit().losses == Learner(half_frozen(), features, config=config).fit().losses
+    for model in (half_frozen(seed=1), tiny_model()):
+        with pytest.raises(ValueError, match="the weights that do not train were others then"):
+            load_state_of(Learner(model, features, config=config), tensors, scalars)
+
+
+# ---------------------------------------------------------------- memory and time
+
+class Words(torch.nn.Module):
+    "A word, a class."
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(120, 5)
+
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(logits=F.dropout(self.table(input_ids), 0.1, self.training))
+
+
+@pytest.mark.parametrize("fields, tolerance", [(dict(gradient_checkpointing=True), 1e-7), (dict(precision="bf16"), 0.05), (dict(compile=True), 1e-5)])
+def test_levers_change_memory_and_time_and_not_the_result(fields, tolerance, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the way there; a compiler takes its time
+    features, small, make = tiny_features(12), dict(epochs=1, batch_size=4), Words if "compile" in fields else partial(tiny_model, dropout=0.1)
+    plain = Learner(make(), features, features, TrainingConfig(**small)).fit()
+    other = Learner(make(), features, features, TrainingConfig(**small, **fields)).fit()
+    error = max(abs(a - b) / a for a, b in zip(plain.losses + [plain.history[0]["valid_loss"]], other.losses + [other.history[0]["valid_loss"]]))
+    print(fields, f"largest relative difference of a loss: {error:.1e}")
+    assert error <= tolerance and (error > 0 or "precision" not in fields)
+    assert {p.dtype for p in other.model.parameters()} == {torch.float32}

@@ -57,7 +57,7 @@ class Stop(Callback):
         self.folder = folder
 
     def after_update(self):
-        if self.learner.step == self.learner.total_steps // 2:
+        if self.learner.updates == self.learner.total_steps // 2:
             save_state(self.learner, self.folder)
             raise CancelFit
 
@@ -71,7 +71,7 @@ def test_a_run_that_was_stopped_ends_the_same(method, data, tiny, tmp_path):
     half = learner(Stop(tmp_path)).fit()
     again = learner()
     resume(again, tmp_path)
-    assert 0 < half.step == again.step < whole.step
+    assert 0 < half.updates == again.updates < whole.updates
     again.fit()
     assert all(torch.equal(t, weights(again.model)[name]) for name, t in weights(whole.model).items())
 

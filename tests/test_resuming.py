@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForTokenClassification
 
 from ft_course.model.files import CorruptCheckpoint
 from ft_course.model.parameters import weights
-from ft_course.training.learner import Callback, Learner
+from ft_course.training.learner import Callback, Learner, load_state_of, state_of
 from ft_course.training.resuming import SaveState, latest, load_state, resume, save_state, saved_states
 from ft_course.training.updates import TrainingConfig
 
@@ -59,7 +59,7 @@ def outcome(learner):
     "All that a run leaves, without the clock."
     history = [{k: v for k, v in row.items() if k != "seconds"} for row in learner.history]
     rest = {k: v for callback in learner.callbacks if isinstance(callback, Remember) for k, v in vars(callback).items() if k != "learner"}
-    return dict(weights(learner.model)), learner.state_dict()[0], learner.losses, history, rest
+    return dict(weights(learner.model)), state_of(learner)[0], learner.losses, history, rest
 
 
 def assert_same(a, b):
@@ -80,7 +80,7 @@ def assert_same(a, b):
 @pytest.fixture(scope="module")
 def unbroken():
     learner = new_learner([Remember()]).fit()
-    assert learner.step == UPDATES
+    assert learner.updates == UPDATES
     return outcome(learner)
 
 
@@ -91,7 +91,7 @@ class Stop(Callback):
         setattr(self, event, lambda: self.stop(step))
 
     def stop(self, step):
-        if self.learner.step >= step:
+        if self.learner.updates >= step:
             raise InterruptedError
 
 
@@ -113,7 +113,7 @@ def test_every_step_can_be_resumed(tmp_path, unbroken):
     for place in saved_states(tmp_path)[::5]:
         learner = new_learner([Remember()])
         load_state(learner, place)
-        assert learner.step == int(place.name[-8:])
+        assert learner.updates == int(place.name[-8:])
         assert_same(outcome(learner.fit()), unbroken)
 
 
@@ -138,7 +138,7 @@ def child(folder, started):
     "One life of a run, in a process that may be killed at any moment."
     learner = new_learner([Remember(), SaveState(folder, every=2)])
     resume(learner, folder)
-    started.send(learner.step)
+    started.send(learner.updates)
     learner.fit()
 
 
@@ -216,7 +216,7 @@ def test_spoilt_state(tmp_path, finished, caplog, unbroken, name, how):
 
 def test_nothing_to_resume(tmp_path):
     learner = new_learner()
-    assert latest(tmp_path) is None and resume(learner, tmp_path / "absent") is None and learner.step == 0
+    assert latest(tmp_path) is None and resume(learner, tmp_path / "absent") is None and learner.updates == 0
 
 
 @pytest.mark.parametrize("other, reason", [
@@ -237,7 +237,7 @@ def test_what_is_written(tmp_path):
     newest = latest(tmp_path)
     assert sorted(os.listdir(newest)) == ["checksums.json", "state.json", "state.safetensors"]
     tensors = load_file(newest / "state.safetensors")
-    assert len(tensors) == len(learner.state_dict()[0])
+    assert len(tensors) == len(state_of(learner)[0])
     assert json.loads((newest / "state.json").read_text())["config"] == asdict(CONFIG)
 
 
@@ -245,9 +245,9 @@ def test_loaded_tensors_do_not_lie_in_the_file(tmp_path):
     place = save_state(new_learner().fit(), tmp_path)
     learner = new_learner()
     load_state(learner, place)
-    before = {name: t.clone() for name, t in learner.state_dict()[0].items()}
+    before = {name: t.clone() for name, t in state_of(learner)[0].items()}
     (place / "state.safetensors").write_bytes(b"")
-    assert_same(learner.state_dict()[0], before)
+    assert_same(state_of(learner)[0], before)
 
 
 def test_rubbish_of_killed_saves_is_cleared_away(tmp_path):

@@ -35,8 +35,8 @@ class ScoreCurve(Callback):
 
     def look(self) -> None:
         "Add a point, if this update was chosen."
-        if self.learner.step in self.updates:
-            self.points.append((self.learner.step, self.learner.evaluate(self.features)[self.measure]))
+        if self.learner.updates in self.updates:
+            self.points.append((self.learner.updates, self.learner.evaluate(self.features)[self.measure]))
 
     def before_fit(self) -> None:
         self.look()

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from ..model.files import CorruptCheckpoint, atomic_folder, heal, verify, write_checksums
-from .learner import Callback, Learner
+from .learner import Callback, Learner, load_state_of, state_of
 
 # %% ../../nbs/4_training/44_resuming.ipynb #8ced8680
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def save_state(
     keep: int = 2,  # so many of the newest stay
 ) -> Path:  # folder/checkpoints/step-00000012
     "Write everything that the rest of the run depends on, whole or not at all, and clear away the oldest."
-    place = Path(folder) / "checkpoints" / f"step-{learner.step:08}"
-    tensors, scalars = learner.state_dict()
+    place = Path(folder) / "checkpoints" / f"step-{learner.updates:08}"
+    tensors, scalars = state_of(learner)
     with atomic_folder(place) as new:
         save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, new / "state.safetensors")
         (new / "state.json").write_text(json.dumps(scalars), encoding="utf-8")
@@ -68,7 +68,7 @@ def load_state(
     "Put a learner where it was when the state was saved. Raises `CorruptCheckpoint`, or ValueError for another run's state."
     verify(place)
     tensors = {name: t.clone() for name, t in load_file(Path(place) / "state.safetensors").items()}
-    learner.load_state_dict(tensors, json.loads((Path(place) / "state.json").read_text(encoding="utf-8")))
+    load_state_of(learner, tensors, json.loads((Path(place) / "state.json").read_text(encoding="utf-8")))
 
 
 def resume(
@@ -79,7 +79,7 @@ def resume(
     place = latest(folder)
     if place is not None:
         load_state(learner, place)
-        log.info("going on from %s: %d of %d updates are done", place, learner.step, learner.total_steps)
+        log.info("going on from %s: %d of %d updates are done", place, learner.updates, learner.total_steps)
     return place
 
 # %% ../../nbs/4_training/44_resuming.ipynb #5cd15736
@@ -97,7 +97,7 @@ class SaveState(Callback):
 
     def after_update(self) -> None:
         "Save, if it is time."
-        if self.every and self.learner.step % self.every == 0:
+        if self.every and self.learner.updates % self.every == 0:
             save_state(self.learner, self.folder, self.keep)
 
     def after_epoch(self) -> None:
