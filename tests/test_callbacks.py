@@ -1,13 +1,16 @@
 """What happens round the loop: stopping in time, writing down, giving way to ^C."""
 import csv
 import json
+import math
 import os
 import signal
 import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
@@ -16,7 +19,7 @@ from tiny import tiny_features, tiny_model
 matplotlib.use("Agg")
 from ft_course.model.parameters import weights
 from ft_course.training.callbacks import (CSVLogger, EarlyStopping, Interruptible, KeepBest, LiveCurve, ProgressBar, TensorBoard,
-                                          epochs_since_best, smooth)
+                                          copied, epochs_since_best, smooth)
 from ft_course.training.learner import Callback, CancelFit, Learner, load_state_of, state_of
 from ft_course.training.updates import TrainingConfig
 
@@ -64,6 +67,53 @@ def test_direction_can_be_told():
     script = Scripted([1, 2, 3, 4, 5, 6], "valid_regret")
     learner = run([script, EarlyStopping(1, "valid_regret", higher_is_better=False)])
     assert learner.epoch == 2 and same(learner.model, script.weights[0])
+
+
+@pytest.mark.parametrize("monitor, rises", [("valid_loss", False), ("valid_perplexity", False), ("valid_hamming_loss", False), ("valid_mse", False), ("train_loss", False),
+                                            ("valid_error", False), ("valid_f1", True), ("valid_macro_f1", True), ("valid_accuracy", True), ("valid_pearson", True), ("valid_r2", True)])
+def test_direction_follows_from_the_name(monitor, rises):
+    assert KeepBest(monitor).higher == rises and KeepBest(monitor, higher_is_better=not rises).higher != rises
+
+
+@pytest.mark.parametrize("monitor", ["valid_regret", "valid_cost", "loss_of_what", "steps"])
+def test_a_name_that_says_no_direction(monitor):
+    with pytest.raises(ValueError, match=f"monitor='{monitor}': should it rise or fall"):
+        EarlyStopping(monitor=monitor)
+
+
+@pytest.mark.parametrize("values, higher, since", [([math.nan, 2, 3], False, 1), ([math.nan, 2, 3], True, 0), ([1, math.nan], False, 1), ([math.nan], False, 1),
+                                                   ([math.nan, math.nan], True, 2), ([math.nan, math.inf, 5], False, 0), ([2, math.nan, 2], True, 2)])
+def test_a_nan_is_never_the_best(values, higher, since):
+    assert epochs_since_best([dict(x=v) for v in values], "x", higher) == since
+
+
+def test_a_nan_epoch_is_not_kept():
+    script, keep = Scripted([math.nan, 2, 3, 4, 5, 6]), KeepBest()
+    learner = run([script, keep])
+    assert same(learner.model, script.weights[1])
+
+
+def test_copies_lie_in_the_processors_memory_and_leave_out_what_does_not_train():
+    assert all(t.device.type == "cpu" and t.data_ptr() != w.data_ptr() for w in (torch.ones(2),) for t in copied({"w": w}).values())
+    keep = KeepBest()
+    learner = run([keep], epochs=1, go=False)
+    learner.model.bert.requires_grad_(False)
+    learner.fit()
+    assert {name for name in keep.kept if "embeddings" not in name} == {"classifier.weight", "classifier.bias"}
+
+
+def test_two_of_one_class_keep_each_their_own():
+    "Best loss and best F1, through a break; in another order the state is refused."
+    columns = lambda: [Scripted([1, 2, 3, 4, 5, 6], "valid_f1"), KeepBest("valid_loss"), KeepBest("valid_f1")]
+    broken = run([*columns(), StopAt(9)], go=False)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    state, resumed = copy_state(broken), run(columns(), seed=5, go=False)
+    load_state_of(resumed, *state)
+    for old, new in zip(broken.callbacks[1:3], resumed.callbacks[1:]):
+        assert old.monitor == new.monitor and old.kept.keys() == new.kept.keys() and all(torch.equal(w, new.kept[name]) for name, w in old.kept.items())
+    with pytest.raises(ValueError, match="kept the best valid_loss, this callback looks at valid_f1"):
+        load_state_of(run(columns()[::-1], go=False), *state)
 
 
 def test_a_number_that_is_not_there():
@@ -147,6 +197,56 @@ def test_csv_of_a_resumed_run_has_each_row_once(tmp_path):
     assert len(rows(path)) == 2  # a new run starts a new file
 
 
+FOREIGN = {"other": b"day,rain\n1,0.4\n", "binary": bytes(range(256)), "text": b"just a note", "steps": b"step,value\n1,2\n", "no numbers": b"epoch,step,train_loss\n1,one,0.4\n",
+           "of updates": b"step,epoch,loss,lr,grad_norm\n1,0,0.7,0.1,1.0\n"}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_somebody_elses_csv_stays_as_it_is(tmp_path, what):
+    path = tmp_path / "table.csv"
+    path.write_bytes(FOREIGN[what])
+    with pytest.raises(ValueError, match="table.csv is not a file of numbers by epoch that CSVLogger wrote .*Name another path"):
+        run([CSVLogger(path)], epochs=1)
+    assert path.read_bytes() == FOREIGN[what] and os.listdir(tmp_path) == ["table.csv"]
+
+
+def test_csv_is_opened_once_and_each_row_is_there_at_once(tmp_path, monkeypatch):
+    opened, seen, plain = [], [], Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(self.name) or plain(self, *a, **k))
+    look = type("Look", (Callback,), dict(after_update=lambda self: seen.append(len((tmp_path / "a.csv").read_bytes().splitlines()))))()
+    run([CSVLogger(tmp_path / "a.csv", every="update"), look], epochs=2)
+    assert opened.count(".a.csv.new") == 1 and seen == [2, 3, 4, 5] and os.listdir(tmp_path) == ["a.csv"]
+
+
+@pytest.mark.parametrize("left", [b"", b"step,epoch,loss,lr,grad_norm\n", b"step,epoch,loss,lr,grad_norm\n1,0,0."])
+def test_what_a_killed_run_left_is_no_hindrance(tmp_path, left):
+    (tmp_path / "a.csv").write_bytes(left)
+    learner = run([CSVLogger(tmp_path / "a.csv", every="update")], epochs=1)
+    assert [float(row["loss"]) for row in rows(tmp_path / "a.csv")] == learner.losses
+    with pytest.raises(ValueError, match="every='step': choose one of epoch, update"):
+        CSVLogger(tmp_path / "a.csv", every="step")
+
+
+def test_numpy_numbers_reach_the_table(tmp_path):
+    learner = run([CSVLogger(tmp_path / "a.csv")], epochs=1, go=False)
+    learner.metric = lambda labels, predictions: dict(score=np.float32(0.5), per_class=dict(a=np.float32(1)))
+    learner.fit()
+    assert rows(tmp_path / "a.csv")[0]["valid_score"] == "0.5" and learner.history[0]["valid_per_class"] == {"a": 1.0}
+
+
+def test_tensorboard_of_a_resumed_run_has_each_point_once(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    broken, states = run([TensorBoard(tmp_path), StopAt(3)], go=False), {}
+    broken.callbacks.insert(1, type("Save", (Callback,), dict(after_update=lambda self: states.update({broken.updates: copy_state(broken)})))())
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    resumed = run([TensorBoard(tmp_path)], epochs=6, go=False)
+    load_state_of(resumed, *states[2])
+    resumed.fit()
+    points = event_accumulator.EventAccumulator(str(tmp_path)).Reload().Scalars("update/loss")
+    assert [point.step for point in points] == list(range(1, 13)) and [point.value for point in points] == pytest.approx(resumed.losses)
+
+
 def test_tensorboard_reads_it_back(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with warnings.catch_warnings():
@@ -202,20 +302,21 @@ def test_smooth():
         assert mean == pytest.approx(sum(window) / len(window))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("event", ["after_loss", "after_backward", "after_update"])
-def test_interrupt_waits_for_the_end_of_the_update(event):
-    "^C in the middle of an update: the update is finished, the run resumes to the same bits, the old handler is back."
-    handler = signal.getsignal(signal.SIGINT)
+def test_interrupt_waits_for_the_end_of_the_update(event, number):
+    "A signal in the middle of an update: the update is finished, the run resumes to the same bits, the old handlers are back."
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
     def press(self):
         if self.learner.updates == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     learner = run([type("Press", (Callback,), {event: press})(), Interruptible()], go=False)
     with pytest.raises(KeyboardInterrupt):
         learner.fit()
     assert learner.updates == (2 if event == "after_update" else 3) and not learner.finished
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     learner.callbacks = []
     assert learner.fit().losses == run([]).losses
 
