@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMES', 'LENIENT', 'tags_from_spans', 'read_tag', 'entity_types', 'rule_table', 'transitions', 'legal_pairs',
-           'flatten', 'neighbours', 'span_table', 'spans', 'illegal_transitions', 'to_iob2', 'guess_scheme']
+           'flatten', 'neighbours', 'span_table', 'spans', 'illegal_transitions', 'to_iob2', 'guess_scheme',
+           'all_to_iob2']
 
 # %% ../../nbs/2_data/20_tags.ipynb #176c86d4
 from functools import lru_cache
@@ -195,3 +196,18 @@ def guess_scheme(
     if prefixes == {"I"}:
         return "IO"
     return min(("IOB2", "IOB1"), key=lambda scheme: len(illegal_transitions(*flat, scheme)))
+
+# %% ../../nbs/2_data/20_tags.ipynb #b8e5e454
+def all_to_iob2(
+    sentences: list[list[str]],  # one list of tags per sentence, all in one scheme
+) -> tuple[list[list[str]], list[str]]:  # the same entities in IOB2, and a note for each kind of change
+    "Bring the tags of a corpus to IOB2, whatever scheme they are in."
+    scheme, repairs, written = guess_scheme(sentences), 0, []
+    if scheme == "IOB2" and not len(illegal_transitions(*flatten(sentences), scheme)):
+        return sentences, []
+    for tags in sentences:
+        tags, broken = to_iob2(tags, scheme)
+        written.append(tags)
+        repairs += broken
+    notes = [f"tags rewritten from {scheme} to IOB2"] if scheme != "IOB2" else []
+    return written, notes + ([f"{repairs} illegal transitions repaired by the rules of conlleval"] if repairs else [])
