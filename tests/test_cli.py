@@ -97,6 +97,34 @@ def test_predict_takes_many_lines(reviews):
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == [f"line {i}" for i in range(150)]
 
 
+def test_answers_are_written_as_utf8_whatever_the_pipe_is(reviews):
+    from typer.testing import CliRunner
+
+    from ft_course.app.cli import app
+    done = CliRunner(charset="cp1252").invoke(app, ["predict", str(reviews[1]), "日本 ₿ 🙂"])
+    assert done.exit_code == 0 and "日本 ₿ 🙂" in done.stdout_bytes.decode("utf-8")
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "\udcff\udcfe", "a\ud800b"])
+def test_an_argument_that_is_not_utf8_is_refused(reviews, text):
+    done = ft_course("predict", reviews[1], "good", text)
+    assert done.exit_code == 2 and re.search(r"text 2: byte 0x\w\w is not UTF-8", done.stderr) and done.stdout == ""
+
+
+def test_public_data_are_listed_and_fetched(tmp_path, monkeypatch):
+    from ft_course.data import public
+    rows = json.loads(ft_course("data", "--folder", tmp_path, "--json").stdout)
+    assert [row["name"] for row in rows] == list(public.PUBLIC) and not any(row["here"] for row in rows)
+    assert re.search(r"wnut17 +ner +\d\.\d", ft_course("data", "--folder", tmp_path).stdout)
+    asked = []
+    monkeypatch.setattr(public, "fetch_pin", lambda *where: asked.append(where[1]))
+    done = ft_course("data", "wnut17", "--folder", tmp_path)
+    assert done.exit_code == 0 and asked == [tmp_path / "ner/ner_wnut17"] and done.stdout.replace("\n", "") == str(asked[0])
+    assert public.about("wnut17")["licence"] in done.stderr and "github.com" in done.stderr
+    done = ft_course("data", "wnut71")
+    assert done.exit_code == 2 and "no public set 'wnut71'" in done.stderr
+
+
 def test_early_stopping_and_options_reach_the_learner(tmp_path, tiny):
     data = write_reviews(tmp_path / "reviews.jsonl", 5)
     done = ft_course("train", "classify", "--data", data, "--model", tiny, "--out", tmp_path / "run", "--epochs", 9, "--lr", 1e-12, "--head-lr", 1e-11,

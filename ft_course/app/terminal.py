@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AsJson', 'COLORS', 'first_process', 'Elsewhere', 'Commands', 'show_table', 'tell', 'ToStderr', 'listen', 'headline',
-           'show_report', 'read_lines', 'readable']
+           'show_report', 'read_lines', 'check_words', 'readable']
 
 # %% ../../nbs/A_app/A0_terminal.ipynb #c969de68
 import json
@@ -87,11 +87,14 @@ class ToStderr(logging.Handler):
         from tqdm import tqdm
         tqdm.write(self.format(record), file=sys.stderr)
 
-
+# %% ../../nbs/A_app/A0_terminal.ipynb #bb1f3fa4
 def listen(
     verbose: bool,  # details, too
 ) -> None:
-    "Show what the library logs on standard error."
+    "Show what the library logs on standard error, and write UTF-8."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
     course = logging.getLogger("ft_course")
     course.handlers = [ToStderr()]
     course.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -126,6 +129,16 @@ def read_lines(
             yield line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as bad:
             raise ValueError(f"standard input, line {n}: byte 0x{line[bad.start]:02x} is not UTF-8; give UTF-8 text") from None
+
+# %% ../../nbs/A_app/A0_terminal.ipynb #d05d88fb
+def check_words(
+    words: Iterable[str],  # texts that came as arguments
+) -> list[str]:
+    "The words as they are. Raises ValueError for one that holds a byte that is not UTF-8."
+    for n, word in enumerate(words := list(words), 1):
+        if bad := next((letter for letter in word if "\ud800" <= letter <= "\udfff"), None):
+            raise ValueError(f"text {n}: byte 0x{ord(bad) & 0xff:02x} is not UTF-8; give UTF-8 text")
+    return words
 
 # %% ../../nbs/A_app/A0_terminal.ipynb #6ed9ba8d
 def readable(

@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tqdm import tqdm
+
 from . import editions
 from .lessons import OUT, QUIET, lessons
 from .site import CONF, sphinx, stays, write_static
@@ -46,9 +48,10 @@ def run_checks(
         nb = nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError):
         raise ValueError(f"{path} is not a notebook") from None
-    client = NotebookClient(nb, kernel_name="python3", timeout=1200, allow_errors=True, extra_arguments=["--log-level=ERROR"],
-                            resources={"metadata": {"path": str(path.resolve().parent)}})
-    client.execute(env=os.environ | QUIET)
+    with tqdm(total=len(nb.cells), desc=path.stem, unit="cell", delay=2, leave=False) as bar:
+        client = NotebookClient(nb, kernel_name="python3", timeout=1200, allow_errors=True, extra_arguments=["--log-level=ERROR"],
+                                resources={"metadata": {"path": str(path.resolve().parent)}}, on_cell_start=lambda **_: bar.update())
+        client.execute(env=os.environ | QUIET)
     return [verdict(cell) for cell in nb.cells if cell.cell_type == "code" and editions.is_check(cell.source)]
 
 # %% ../../nbs/9_teach/98_classroom.ipynb #e0d8f965
