@@ -12,22 +12,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (AutoModelForSequenceClassification, AutoModelForTokenClassification, BertConfig,
+from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification, BertConfig,
                           BertForSequenceClassification, BertForTokenClassification, BertModel)
 
 from ft_course.model import checkpoints, files
-from ft_course.model.checkpoints import UnknownModel, check_labels, load_model, load_tokenizer, resolve, save_pretrained
+from ft_course.model.checkpoints import UnknownModel, check_labels, head_class, load_model, load_tokenizer, resolve, save_pretrained
 from ft_course.model.files import CorruptCheckpoint, atomic_folder, heal, read_header, verify, write_checksums
+from ft_course.theory.kinds import KINDS
 
 LABELS = ["O", "B-PER", "I-PER"]
 CLASSES = {"ner": BertForTokenClassification, "classify": BertForSequenceClassification, "body": BertModel}
 
 
-def tiny(kind="ner", labels=LABELS, seed=0):
+def tiny(kind="ner", labels=LABELS, seed=0, words=50, **config):
     "A random BERT of two layers."
     torch.manual_seed(seed)
     names = dict(id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
-    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, **names)
+    config = BertConfig(vocab_size=words, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, **names | config)
     return CLASSES[kind](config).eval()
 
 
@@ -110,8 +111,16 @@ def test_only_safe_files_are_downloaded(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert checkpoints.from_hub("some/model", "abc") == tmp_path
-    assert asked == [("some/model", "abc", True), ("some/model", "abc", False)]
+    assert checkpoints.from_hub("some/model", "abc") == resolve("some/model", "abc") == tmp_path
+    assert asked == [("some/model", "abc", True), ("some/model", "abc", False)] * 2
+
+
+def test_a_revision_is_of_the_hub(run):
+    with pytest.raises(ValueError, match="revision='main': .*run is a folder"):
+        resolve(run, "main")
+    with pytest.raises(UnknownModel, match=r"no model 'nobody/none \(revision v2\)'"):
+        load_model("nobody/none", "ner", revision="v2")
+    assert resolve("minilm", checkpoints.MINILM_REVISION) == resolve("minilm")
 
 
 # ---------------------------------------------------------------- opening
@@ -183,6 +192,70 @@ def test_folder_without_weights_is_refused(tmp_path):
         load_model(tmp_path, "ner")
 
 
+@pytest.mark.parametrize("task", ["ner", "classify", "multilabel"])
+def test_a_new_head_on_purpose(run, task):
+    "The head in the file is left, whatever it was for; the base is kept; torch's seed decides."
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        model = load_model(run, task, ["good", "bad", "fair"], new_head=True)
+        assert torch.equal(model.bert.encoder.layer[1].output.dense.weight, tiny().bert.encoder.layer[1].output.dense.weight)
+        assert list(model.config.id2label.values()) == ["good", "bad", "fair"] and model.config.problem_type == KINDS[task].problem_type
+        found.append(model.classifier.weight)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2]) and not torch.equal(found[0], tiny().classifier.weight)
+    assert 0.005 < found[0].std() < 0.05 and not model.classifier.bias.any()
+
+
+def test_the_message_offers_the_new_head(run):
+    for kind, labels in (("ner", ["O", "B-LOC", "I-LOC"]), ("classify", LABELS)):
+        with pytest.raises(ValueError, match="new_head=True.*--new-head"):
+            load_model(run, kind, labels)
+
+
+@pytest.mark.parametrize("saved, asked, own", [("multi_label_classification", "classify", "multilabel"), ("single_label_classification", "multilabel", "classify"),
+                                               ("multi_label_classification", "regression", "multilabel"), (None, "multilabel", "classify")])
+def test_a_head_for_another_kind_of_question_is_refused(tmp_path, saved, asked, own):
+    save_pretrained(tiny("classify", problem_type=saved), None, tmp_path / "run")
+    with pytest.raises(ValueError, match=f"answers questions of kind '{own}', it can't be opened for '{asked}'"):
+        load_model(tmp_path / "run", asked)
+    assert load_model(tmp_path / "run", own).config.problem_type == KINDS[own].problem_type
+
+
+def test_a_number_has_one_output(tmp_path):
+    save_pretrained(tiny("body"), None, tmp_path / "body")
+    model = load_model(tmp_path / "body", "regression")
+    assert logits(model).shape == (1, 1) and model.config.id2label == {0: "score"} and model.config.problem_type == "regression"
+    save_pretrained(model, None, tmp_path / "run")
+    assert torch.equal(logits(load_model(tmp_path / "run", "regression")), logits(model))
+
+
+def test_unknown_kinds_and_heads_that_there_are_not(tmp_path):
+    with pytest.raises(ValueError, match="kind 'spans': choose one of classify, multilabel, regression, ner"):
+        head_class(BertConfig(), "spans")
+    for model_type, kind in (("opt", "ner"), ("bart", "ner"), ("xlnet", "classify"), ("xlnet", "regression")):
+        with pytest.raises(ValueError, match=f"a model of type '{model_type}' can't be trained for '{kind}'"):
+            head_class(AutoConfig.for_model(model_type), kind)
+
+
+def test_a_pooler_may_be_new_and_nothing_else_in_the_base(tmp_path, caplog):
+    "A masked language model has no pooler: classes need one, and it starts anew."
+    names = {name: tensor for name, tensor in tiny("body").state_dict().items() if not name.startswith("pooler")}
+    tiny("body").config.save_pretrained(tmp_path)
+    save_file(names, tmp_path / "model.safetensors", {"format": "pt"})
+    with caplog.at_level(logging.INFO, "ft_course"):
+        load_model(tmp_path, "classify", LABELS)
+    assert "new weights: bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias, classifier.weight" in caplog.text
+    del names["embeddings.position_embeddings.weight"]
+    save_file(names, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CorruptCheckpoint, match="bert.embeddings.position_embeddings.weight"):
+        load_model(tmp_path, "classify", LABELS)
+
+
+def test_half_precision_on_request(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    assert {p.dtype for p in load_model(tmp_path, "ner", dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("change", ["lost", "reshaped"])
 def test_incomplete_encoder_is_refused(tmp_path, change):
     "transformers fills the gap with random numbers and goes on."
@@ -238,7 +311,7 @@ def test_spoilt_list_of_checksums(run, text):
 
 @pytest.mark.parametrize("task, auto", [("ner", AutoModelForTokenClassification), ("classify", AutoModelForSequenceClassification)])
 def test_save_load_same_logits(tmp_path, task, auto):
-    model = tiny(task)
+    model = tiny(task, words=30522)
     save_pretrained(model, load_tokenizer("minilm"), tmp_path / "run", training={"seed": 0}, report={"f1": 0.5})
     assert torch.equal(logits(load_model(tmp_path / "run", task)), logits(model))
     theirs = auto.from_pretrained(tmp_path / "run")

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHINESE', 'SPLITTER', 'align_labels', 'inside_labels', 'cut_pieces', 'encode_batches', 'check_sentences',
-           'encode_sentences', 'encode_words', 'cut_report', 'words_from_tokens', 'split_words', 'entities',
-           'encode_texts']
+           'glues_words', 'keep_apart', 'encode_sentences', 'encode_words', 'cut_report', 'words_from_tokens',
+           'split_words', 'entities', 'encode_texts']
 
 # %% ../../nbs/2_data/22_alignment.ipynb #60038b88
 from collections.abc import Iterator, Mapping, Sequence
 
-from tokenizers import Encoding, Regex
+from tokenizers import Encoding, Regex, normalizers
 from tokenizers.pre_tokenizers import BertPreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 from transformers import PreTrainedTokenizerFast
@@ -81,6 +81,26 @@ def check_sentences(
         if labels is not None and len(labels[i]) != len(words):
             raise ValueError(f"sentence {i} has {len(words)} words but {len(labels[i])} labels")
 
+# %% ../../nbs/2_data/22_alignment.ipynb #983e474f
+def glues_words(
+    tokenizer: PreTrainedTokenizerFast,
+) -> bool:
+    "Whether the words of a list are read otherwise than the same words with spaces between them."
+    def same(words: list[str]) -> bool:
+        apart, text = tokenizer(words, is_split_into_words=True, add_special_tokens=False), tokenizer(" ".join(words), add_special_tokens=False)
+        return apart["input_ids"] == text["input_ids"]
+    return not (same(["ab", "cd"]) and same(["ab", "c.d"]))
+
+# %% ../../nbs/2_data/22_alignment.ipynb #cac1b9c7
+def keep_apart(
+    tokenizer: PreTrainedTokenizerFast,  # changed in place
+) -> PreTrainedTokenizerFast:  # the same
+    "Let each word of a list begin with a space, as it does in running text."
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Prepend(" ")] + ([backend.normalizer] if backend.normalizer else [])
+    backend.normalizer = normalizers.Sequence(steps)
+    return tokenizer
+
 # %% ../../nbs/2_data/22_alignment.ipynb #5c7bc4dd
 def encode_sentences(
     tokenizer: PreTrainedTokenizerFast,
@@ -90,8 +110,11 @@ def encode_sentences(
     strategy: str = "first",  # as `align_labels`
     inside: Mapping | None = None,  # as `align_labels`
 ) -> list[dict]:  # features: input_ids, attention_mask, …, labels, word_ids, n_words, words_cut, labels_cut
-    "Turn sentences into features; what truncation cuts is recorded in each. Raises ValueError for labels that do not fit."
+    "Turn sentences into features; what truncation cuts is recorded in each. Raises ValueError for labels that do not fit, and for a tokenizer that glues words."
     check_sentences(sentences, labels)
+    if glues_words(tokenizer):
+        raise ValueError("this tokenizer glues the words of a list together, so the model would read them as one: "
+                         "load it with ft_course.model.checkpoints.load_tokenizer(name, words=True), or call keep_apart(tokenizer)")
     words, features = [list(s) for s in sentences], []
     for i, (feature, encoding) in enumerate(encode_batches(tokenizer, words, max_length, is_split_into_words=True)):
         feature["word_ids"] = encoding.word_ids

@@ -37,7 +37,8 @@ def padding_of(
     "The number that fills short rows. Raises ValueError where it is needed and nobody knows it, and where the model and the caller disagree."
     own = getattr(getattr(model, "config", None), "pad_token_id", None)
     if None not in (own, pad_token_id) and own != pad_token_id:
-        raise ValueError(f"pad_token_id={pad_token_id}: the model's config says {own}, and some models look for that number. Set model.config.pad_token_id, or leave the argument out")
+        raise ValueError(f"pad_token_id={pad_token_id}: the model's config says {own}, and some models look for that number. "
+                         "Set model.config.pad_token_id, or leave the argument out")
     found = own if pad_token_id is None else pad_token_id
     if found is None and needed:
         raise ValueError("texts of different length need a padding token, and model.config.pad_token_id is None: "

@@ -108,7 +108,8 @@ def places_after_padding(config: PretrainedConfig) -> int:
 BERT = Family("encoder.layer.{}", "query", "key", "value", "attention.output.dense", ("intermediate.dense",), ("{}.output.dense",),
               learned_places, idle=("key.bias",))
 ROBERTA = replace(BERT, places=places_after_padding)
-DEBERTA_V2 = replace(BERT, query="query_proj", key="key_proj", value="value_proj", idle=(), first=("embeddings", "encoder.rel_", "encoder.LayerNorm", "encoder.conv"),
+DEBERTA_V2 = replace(BERT, query="query_proj", key="key_proj", value="value_proj", idle=(),
+                     first=("embeddings", "encoder.rel_", "encoder.LayerNorm", "encoder.conv"),
                      places=lambda config: config.max_position_embeddings if config.position_biased_input else None)
 LLAMA = Family("layers.{}", "q_proj", "k_proj", "v_proj", "o_proj", ("gate_proj", "up_proj"), ("down_proj",), learned_places, ("embed_tokens",))
 NEOX = Family("layers.{}", *["query_key_value"] * 3, "attention.dense", ("dense_h_to_4h",), ("dense_4h_to_h",), learned_places, ("embed_in",))
@@ -146,7 +147,8 @@ def family(
     "The row of a model's family. Raises ValueError for one that the table lacks."
     kind = getattr(getattr(model, "config", model), "model_type", type(model).__name__)
     if kind not in FAMILIES:
-        raise ValueError(f"how a model of type {kind!r} is built does not stand in FAMILIES of ft_course.model.parameters (it has {', '.join(FAMILIES)}): "
+        raise ValueError(f"how a model of type {kind!r} is built does not stand in FAMILIES of ft_course.model.parameters "
+                         f"(it has {', '.join(FAMILIES)}): "
                          "name its layers yourself (target_modules), and leave freeze_layers and layer_decay as they are")
     return FAMILIES[kind]
 
@@ -195,14 +197,15 @@ def freeze_layers(
     model: nn.Module,  # changed in place
     n: int,  # how many layers, counted from the input (of the encoder, where there is one); the embeddings freeze with the first
 ) -> int:  # number of tensors that no longer train
-    "Stop the training of the embeddings and the first `n` layers; 0 freezes nothing. Raises ValueError for more than there are, and for an unknown family."
+    "Stop the training of the embeddings and the first `n` layers; 0: of nothing. Raises ValueError for more than there are and for unknown families."
     if n == 0:
         return 0
     depths = {name: depth(name, model) for name, _ in model.named_parameters()}
     layers = max(d or 0 for d in depths.values())
     if not 0 < n <= layers:
         shared = model.config.num_hidden_layers // layers if layers else 1
-        raise ValueError(f"freeze_layers={n}: the model has {layers} layers" + (f" with weights of their own, each used {shared} times" if shared > 1 else ""))
+        note = f" with weights of their own, each used {shared} times" if shared > 1 else ""
+        raise ValueError(f"freeze_layers={n}: the model has {layers} layers{note}")
     return freeze(model, *[name for name, d in depths.items() if d is not None and d <= n])
 
 # %% ../../nbs/3_model/32_parameters.ipynb #7a266265
