@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'MINILM', 'MINILM_REVISION', 'MINILM_SHA256', 'MINILM_PACKAGE', 'HUB_FILES', 'TOKENIZER_FILES', 'packaged',
            'UnknownModel', 'unknown', 'from_hub', 'check_minilm', 'resolve', 'load_tokenizer', 'check_labels',
-           'check_head', 'check_loading', 'head_class', 'renew_head', 'load_model']
+           'check_head', 'check_loading', 'head_class', 'renew_head', 'settle', 'load_model']
 
 # %% ../../nbs/3_model/31_checkpoints.ipynb #84e6f6c1
 import importlib.util
@@ -145,7 +145,7 @@ def check_labels(
     raise ValueError(f"the model's labels don't fit the data: {what if missing or extra else 'same names in another order'}. "
                      f"Model: {own}. Data: {list(labels)}. Take the data it was trained on, or give it a new head (new_head=True, --new-head)")
 
-# %% ../../nbs/3_model/31_checkpoints.ipynb #2e38854a
+# %% ../../nbs/3_model/31_checkpoints.ipynb #bd7e90f1
 def check_head(
     folder: Path,
     model: PreTrainedModel,
@@ -160,7 +160,7 @@ def check_head(
         raise ValueError(f"{folder} answers questions of kind {own!r}, it can't be opened for {kind!r}. {way_out}")
     check_labels(saved, list(model.config.id2label.values()))
 
-
+# %% ../../nbs/3_model/31_checkpoints.ipynb #2e38854a
 def check_loading(
     folder: Path,
     model: PreTrainedModel,
@@ -209,6 +209,20 @@ def renew_head(
             model._init_weights(part)
     return [name for name, _ in model.named_parameters() if not name.startswith(body)]
 
+# %% ../../nbs/3_model/31_checkpoints.ipynb #af39828d
+def settle(
+    model: PreTrainedModel,  # changed in place
+    name: str | Path,  # as it was asked for
+    revision: str | None,
+) -> None:
+    "Let a model know its name and a padding token, and have its weights off the file, in memory of its own."
+    model.config._name_or_path = str(name)  # as given: a path on this disk says nothing elsewhere
+    number = model.config.pad_token_id
+    if number is None or not 0 <= number < model.get_input_embeddings().num_embeddings:
+        model.config.pad_token_id = load_tokenizer(name, revision=revision).pad_token_id
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
 # %% ../../nbs/3_model/31_checkpoints.ipynb #007507d0
 def load_model(
     name: str | Path,  # as for `resolve`
@@ -232,9 +246,5 @@ def load_model(
         info |= {"missing_keys": {*info["missing_keys"], *renew_head(model)}, "mismatched_keys": [
             key for key in info["mismatched_keys"] if key[0].startswith(f"{model.base_model_prefix}.")]}
     check_loading(folder, model, saved, info, kind)
-    model.config._name_or_path = str(name)  # as given: a path on this disk says nothing elsewhere
-    if not 0 <= (-1 if model.config.pad_token_id is None else model.config.pad_token_id) < saved.get_text_config().vocab_size:
-        model.config.pad_token_id = load_tokenizer(name, revision=revision).pad_token_id
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()  # off the file, into memory of its own
+    settle(model, name, revision)
     return model
