@@ -39,7 +39,7 @@ SWEPT = {"ner": ("newswire",), "classify": ("pros-cons", "banking77")}  # kind -
 METHODS = ("full", "frozen", "bitfit", "lora", "lora-all", "adapter", "ia3", "prefix", "prompt", "ptuning")
 EVERYWHERE = ("query", "key", "value", "intermediate.dense", "output.dense")  # all linear layers
 OPTIONS = {"lora-all": dict(method="lora", r=4, lora_alpha=16, bias="all", target_modules=EVERYWHERE),
-           **{method: dict(method=method, num_virtual_tokens=8) for method in ("prefix", "prompt", "ptuning")}}  # as in their lessons
+           **{method: dict(method=method, num_virtual_tokens=8, as_peft=False) for method in ("prefix", "prompt", "ptuning")}}  # the text keeps its places
 RATES = (2e-4, 1e-3, 3e-2)
 SEEDS = (0, 1, 2, 3, 4)
 HEAD_RATES = (2e-4, 2e-3, 3e-2)

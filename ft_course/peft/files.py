@@ -44,7 +44,8 @@ def base_hash(
 # %% ../../nbs/6_peft/6A_files.ipynb #92f95903
 PREFIX = "base_model.model."  # what peft writes before each name
 MODULES = {"LORA": "lora", "IA3": "ia3", "BOTTLENECK": "adapters", "BITFIT": "bitfit",
-           "PROMPT_TUNING": "prompts", "P_TUNING": "prompts", "PREFIX_TUNING": "prefix"}  # peft_type -> module with `inject`
+           **dict.fromkeys(["PROMPT_TUNING", "P_TUNING", "FT_PROMPT_TUNING", "FT_P_TUNING"], "prompts"),
+           **dict.fromkeys(["PREFIX_TUNING", "FT_PREFIX_TUNING"], "prefix")}  # peft_type -> module with `inject`; FT_: not known to peft
 TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "LMHeadModel": "CAUSAL_LM",
               "ForCausalLM": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM", "ForQuestionAnswering": "QUESTION_ANS"}  # ends of class names
 ABOUT = {"task_type", "peft_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version"}  # no setting of a method
