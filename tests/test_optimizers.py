@@ -16,6 +16,8 @@ SETTINGS = [
     ("SGD", dict(lr=0.1, weight_decay=0.2)),
     ("SGD", dict(lr=0.05, momentum=0.9)),
     ("SGD", dict(lr=0.05, momentum=0.5, weight_decay=0.2)),
+    ("SGD", dict(lr=0.05, momentum=0.9, nesterov=True)),
+    ("SGD", dict(lr=0.05, momentum=0.5, weight_decay=0.2, nesterov=True)),
     ("Adam", dict()),
     ("Adam", dict(lr=0.01, weight_decay=0.2)),
     ("Adam", dict(lr=0.01, betas=(0.5, 0.9), eps=1e-3)),
@@ -183,3 +185,77 @@ def test_accumulated_sums_are_the_big_batch(cuts):
     scale_gradients([theta.grad], 1 / total, max_norm=1e9)
     whole = torch.autograd.grad(F.cross_entropy(x @ theta, y), theta)[0]
     torch.testing.assert_close(theta.grad, whole, rtol=1e-12, atol=1e-15)
+
+
+# ---- what an optimiser is given, and what it gives back
+
+W = nn.Parameter(torch.ones(2))
+REFUSED = [([], {}, "no parameters"), (iter(()), {}, "no parameters"), ([{"params": []}], {}, "no parameters"), (W, {}, "single tensor"), ([1.0, 2.0], {}, "not float"),
+           ([("weight", W)], {}, "not tuple"), ([W, W], {}, "there twice"), ([{"params": [W]}, {"params": [W]}], {}, "there twice"), ([2 * W], {}, "result of a computation"),
+           ([{"lr": 1.0}], {}, "a group is a dict"), ([{"params": [W]}, W], {}, "a group is a dict"), ([{"params": [W], "lr": -1}], {}, "lr=-1"),
+           ([W], dict(lr=-1), "lr=-1"), ([W], dict(lr=float("nan")), "lr=nan"), ([W], dict(lr="0.1"), "lr='0.1'"), ([W], dict(weight_decay=-0.1), "weight_decay=-0.1")]
+OF_ONE = [("SGD", dict(momentum=-0.5), "momentum=-0.5"), ("SGD", dict(nesterov=True), "nesterov"), ("Adam", dict(betas=(1, 0)), "betas"), ("AdamW", dict(betas=(0.9, -0.1)), "betas"),
+          ("AdamW", dict(betas=(0.9,)), "betas"), ("Adam", dict(betas=0.9), "betas"), ("Adam", dict(eps=-1e-8), "eps"), ("Adafactor", dict(d=0.5), "d=0.5"),
+          ("Adafactor", dict(beta2_decay=0.8), "beta2_decay"), ("Adafactor", dict(eps=(None, -1)), "eps")]
+
+
+@pytest.mark.parametrize("name, params, settings, message", [(name, *row) for name in ("SGD", "AdamW") for row in REFUSED] + [(name, [W], *rest) for name, *rest in OF_ONE])
+def test_what_cannot_train_is_refused_here_and_by_torch(name, params, settings, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(optimizers, name)(params, **settings)
+    if "twice" not in message and not (isinstance(params, list) and params and isinstance(params[0], (tuple, dict))) and "nan" not in message and settings.get("betas") != (0.9,):  # torch takes names, warns of doubles, and is laxer there
+        with pytest.raises((ValueError, TypeError)):
+            getattr(torch.optim, name)(params, **settings)
+
+
+def test_a_group_may_hold_one_tensor():
+    W.grad = torch.ones(2)
+    optimizer = optimizers.SGD([{"params": W, "lr": 0.5}])
+    before = W.detach().clone()
+    optimizer.step()
+    assert torch.equal(W, before - 0.5)
+
+
+@each_setting
+def test_a_saved_state_goes_on(name, settings):
+    "Ours and torch's, of five steps, taken up by a new optimiser of ours: the sixth step is the same."
+    torch.manual_seed(0)
+    for module in (optimizers, torch.optim):
+        weights = parameters(torch.float64)[:3]
+        optimizer = getattr(module, name)([dict(params=weights[:1], lr=0.3), dict(params=weights[1:])], **settings)
+        for _ in range(5):
+            for w in weights:
+                w.grad = w.detach().cos()
+            optimizer.step()
+        others = [nn.Parameter(w.detach().clone()) for w in weights]
+        again = getattr(optimizers, name)([dict(params=others[:1]), dict(params=others[1:])])
+        optimizers.load_memory(again, optimizer.state_dict())
+        for w, other in zip(weights, others):
+            w.grad, other.grad = w.detach().cos(), other.detach().cos()
+        optimizer.step(), again.step()
+        torch.testing.assert_close(others, weights, rtol=1e-12, atol=0)
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    weights = parameters(torch.float64)[:2]
+    optimizer = optimizers.Adam(weights, lr=0.1)
+    for saved, message in [(optimizers.Adam(weights[:1]).state_dict(), r"groups of \[1\] parameters"), (optimizers.SGD(weights).state_dict(), "no 'betas'")]:
+        with pytest.raises(ValueError, match=message):
+            optimizers.load_memory(optimizer, saved)
+    assert optimizer.param_groups[0]["lr"] == 0.1 and not optimizer.state
+
+
+def test_a_closure_computes_the_loss_with_gradients():
+    for module in (optimizers, torch.optim):
+        w = nn.Parameter(torch.ones(2))
+        optimizer = module.SGD([w], lr=0.1)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = w.square().sum()
+            loss.backward()
+            return loss
+
+        assert optimizer.step(closure).item() == 2.0 and torch.allclose(w, torch.full((2,), 0.8))
+        optimizer.zero_grad()
+        assert optimizer.step() is None
