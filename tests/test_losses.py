@@ -298,3 +298,15 @@ def test_heads_that_answer_none_of_our_questions(problem_type, outputs):
 def test_a_number_is_read_off_one_output():
     with pytest.raises(ValueError, match="this head has 3"):
         KINDS["regression"].decode(torch.zeros(3).numpy())
+
+
+@pytest.mark.parametrize("p, q", [([1, 0], [0.5, 0.5]), ([1, 0], [1, 0]), ([0.5, 0.5], [1, 0]), ([0.3, 0, 0.7], [0.2, 0.5, 0.3]), ([0.3, 1e-40, 0.7], [0.2, 0.5, 0.3])])
+def test_divergence_of_what_is_ruled_out(p, q):
+    "0 · log 0 is 0: the value of torch.distributions, and gradients that are finite wherever the value is."
+    logits = [torch.tensor(x, dtype=torch.float64).log().requires_grad_() for x in (p, q)]
+    total, count = kl_divergence(*logits)
+    theirs = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x.detach()) for x in logits))
+    assert count == 1 if logits[0].dim() > 1 else True
+    torch.testing.assert_close(total.detach(), theirs)
+    total.backward()
+    assert theirs.isinf() or all(x.grad.isfinite().all() for x in logits)

@@ -34,11 +34,12 @@ def kl_divergence(
     logits_q: Tensor,  # (..., C) of the distribution that is compared with it, such as a student's
     mask: Tensor | None = None,  # (...) true or 1 for the rows that count; all of them by default
 ) -> tuple[Tensor, int]:  # sum of the divergences, and how many rows it sums over
-    "KL(p‖q) of each row, summed (Kullback and Leibler 1951)."
+    "KL(p‖q) of each row, summed (Kullback and Leibler 1951); a class that p rules out, by a score of minus infinity, adds nothing."
     if mask is None:
         mask = torch.ones(logits_p.shape[:-1], device=logits_p.device)
     log_p, log_q = (logits[mask.bool()].log_softmax(-1) for logits in (logits_p, logits_q))
-    return (log_p.exp() * (log_p - log_q)).sum(), len(log_p)
+    p = log_p.exp()
+    return (p * torch.where(p > 0, log_p - log_q, 0.0)).sum(), len(log_p)
 
 # %% ../../nbs/1_theory/16_distributions.ipynb #803acd33
 def smoothed_cross_entropy(
