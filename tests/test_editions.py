@@ -28,6 +28,32 @@ def test_no_solution_is_left_in_text_or_metadata(student):
     assert sum(bool(editions.left_over(path, path)) for path in editions.notebooks(NBS)) > 1
 
 
+def bare(text: str) -> str:
+    "Code without white space."
+    return re.sub(r"\s+", "", text)
+
+
+def cells_of(path: Path) -> list[str]:
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", [path for path in editions.notebooks(NBS) if "### BEGIN SOLUTION" in path.read_text(encoding="utf-8")], ids=lambda path: path.stem)
+def test_no_checker_spells_a_solution_out(path):
+    "No line of a solution, longer than 25 characters, stands in a checker, hints included, unless the lesson shows it anyway."
+    cells = cells_of(path)
+    checkers, shown = ([bare(editions.without_solution(cell)) for cell in cells if editions.is_checker(cell) == checker] for checker in (True, False))
+    for line in (bare(line.strip().removeprefix("return ")) for cell in cells for _, text in editions.SOLUTION.findall(cell) for line in text.splitlines()):
+        if len(line) > 25 and not any(line in cell for cell in shown):
+            assert not any(line in cell for cell in checkers), line
+
+
+@pytest.mark.parametrize("path", [path for path in editions.notebooks(NBS) if "### BEGIN SOLUTION" in path.read_text(encoding="utf-8")], ids=lambda path: path.stem)
+def test_every_check_that_is_graded_can_be_passed(path):
+    cells = cells_of(path)
+    asked = [re.search(r"\.check\((\w+)\)", cell)[1] for cell in cells if editions.is_check(cell)]
+    assert all(any(f"def {name}(" in cell and "### BEGIN SOLUTION" in cell for cell in cells) for name in asked)
+
+
 def test_a_lesson_of_the_student_runs_with_nothing_attempted(student):
     nb, _ = execute(student / f"1_theory/{LESSON}.ipynb")
     outputs = [str(cell.outputs) for cell in nb.cells if cell.cell_type == "code" and editions.is_check(cell.source)]
