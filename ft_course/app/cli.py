@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import typer
 
 from .options import Options, flags
-from .terminal import AsJson, Commands, check_words, headline, listen, read_lines, readable, show_report, show_table, tell
+from .terminal import AsJson, Commands, check_words, first_process, headline, in_pairs, listen
+from .terminal import read_lines, readable, show_report, show_table, tell
 
 # %% ../../nbs/A_app/A5_cli.ipynb #30ff0bec
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -153,6 +154,8 @@ def merge_command(
     out: Annotated[Path | None, typer.Option(metavar="WHOLE", help="New folder; RUN-merged by default.", show_default=False)] = None,
 ):
     "Fold a run's adapter into its base: a folder with whole weights."
+    if not first_process():
+        return
     from ft_course.peft.tasks import merge_run
     merge_run(run, out := out or run.with_name(f"{run.name}-merged"))
     typer.echo(f"saved in {out}")
@@ -164,11 +167,14 @@ def predict_command(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Without any: lines of standard input.")] = None,
     as_json: AsJson = False,
 ):
-    "Answer for texts: their entities, or their class. One line each."
+    "Answer for texts: entities, class, labels or a number. One line each. Of a pair, a tab stands between the two texts."
+    if not first_process():
+        return
     from ft_course.peft.tasks import open_run
     from ft_course.training.updates import in_groups
     task, size = open_run(run), 1 if sys.stdin.isatty() else 64
-    for batch in in_groups(check_words(texts) if texts else read_lines(sys.stdin.buffer), size):
+    texts = check_words(texts) if texts else read_lines(sys.stdin.buffer)
+    for batch in in_groups(in_pairs(texts) if len(getattr(task, "inputs", None) or ()) == 2 else texts, size):
         for answer in task.predict(batch):
             typer.echo(json.dumps(answer, ensure_ascii=False) if as_json else readable(answer))
 
