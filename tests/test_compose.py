@@ -3,7 +3,7 @@ import pytest
 import torch
 from families import MODELS, batch, build, fingerprints, logits
 from ft_course.peft import bitfit, ia3, lora
-from ft_course.peft.compose import Adapter, Server, attach, average, check_fit, merge_error, read_adapter, shrink, stack, switch, take
+from ft_course.peft.compose import Adapter, Server, attach, average, check_fit, disable_adapter, merge_error, read_adapter, shrink, stack, switch, take
 from ft_course.peft.files import load_adapter, save_adapter
 from ft_course.peft.injection import adapter_state_dict, merge, unload
 from ft_course.theory.formulas import relative_error
@@ -187,6 +187,47 @@ def test_mixed_requests_come_back_in_order():
         assert relative_error(answer, logits(models[name], "bert")[row]) < 1e-5
     with pytest.raises(KeyError, match="nobody"):
         server.answer([("nobody", features[0])])
+    del server.adapters["c"]
+    with pytest.raises(KeyError, match="'c'"):
+        server.answer(list(zip(wanted, features)))
+
+
+def test_tags_come_back_without_padding_and_with_the_models_own_padding_token():
+    model = adapted("bert-ner")
+    model.config.pad_token_id = 9
+    server = Server(model)
+    server.add("one", take(model))
+    features = [dict(input_ids=list(range(5, 5 + n)), attention_mask=[1] * n) for n in (3, 7, 5)]
+    for feature, answer in zip(features, server.answer([("one", feature) for feature in features])):
+        with torch.no_grad():
+            alone = model(**{name: torch.tensor([ids]) for name, ids in feature.items()}).logits[0]
+        assert answer.shape == alone.shape and relative_error(answer, alone) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("name", ["bert", "gpt2-lm"])
+def test_an_adapter_can_be_switched_off_for_a_while(name, method):
+    model = adapted(name, METHODS[method])
+    plain, before, weights = build(name), logits(model, name), fingerprints(model)
+    if name == "bert":
+        plain.classifier.load_state_dict(model.classifier.state_dict())
+    with pytest.raises(KeyError, match="left"), disable_adapter(model):
+        assert torch.equal(logits(model, name), logits(plain, name))
+        raise KeyError("left")
+    assert torch.equal(logits(model, name), before) and fingerprints(model) == weights
+
+
+def test_what_lies_in_the_base_cannot_be_switched_off():
+    merged = adapted()
+    merge(merged)
+    for model, message in ((adapted(inject=bitfit.inject), "BITFIT cannot be switched off"), (adapted(bias="all"), "LORA cannot be switched off"), (merged, "unmerge it first")):
+        with pytest.raises(ValueError, match=message), disable_adapter(model):
+            pass
+
+
+def test_layers_with_a_rank_of_their_own_are_not_stacked():
+    with pytest.raises(ValueError, match="rank_pattern"):
+        stack([adapter(rank_pattern={"query": 2})], [1])
 
 
 @pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-6), (torch.bfloat16, 0.1)])

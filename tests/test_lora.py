@@ -13,7 +13,7 @@ from ft_course.peft.injection import adapter_state_dict, merge, unload, unmerge
 from ft_course.theory.formulas import relative_error
 from safetensors.torch import load_file, save_file
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Adapter 'default'")  # of names in transformers that peft uses; of odd files that we make
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:The following", "ignore:Adapter 'default'")  # of names in transformers that peft uses; of odd files that we make
 KINDS = {"lora": {}, "rslora": dict(use_rslora=True), "dora": dict(use_dora=True), "bias": dict(bias="all")}
 OTHER_TARGETS = {"gpt2": ("c_attn", "mlp.c_proj"), "t5": ("q", "wo", "k")}  # a Conv1D that narrows; a layer whose weight T5 looks at
 
@@ -147,10 +147,11 @@ PATTERNS = [dict(rank_pattern={"query": 2}), dict(alpha_pattern={r"0\..*query": 
 
 
 @pytest.mark.parametrize("setting", PATTERNS, ids=str)
-def test_patterns_answer_as_in_peft_both_ways(setting, tmp_path):
+def test_patterns_answer_as_in_peft_both_ways(setting, tmp_path, caplog):
     theirs = from_peft("bert", tmp_path / "theirs", **setting)
     assert relative_error(logits(load_adapter(build("bert"), tmp_path / "theirs"), "bert"), logits(theirs, "bert")) < 1e-6
     ours = with_lora("bert", **setting)
+    assert ("no target fits 'nothing', 'nobody'" in caplog.text) == ("nothing" in setting.get("rank_pattern", ()))
     again = in_peft(ours, "bert", tmp_path / "ours")
     assert relative_error(logits(again, "bert"), logits(ours, "bert")) < 1e-6
     shapes = [{n: t.shape for n, t in load_file(folder / "adapter_model.safetensors").items() if "lora" in n} for folder in (tmp_path / "theirs", tmp_path / "ours")]

@@ -1,13 +1,15 @@
 """Every method of part 6 on a task: trained, saved, opened again, stopped and resumed, from the library and from the command line."""
 import json
+import shutil
 
 import pytest
 import torch
 from command import ft_course, write_news, write_reviews
 from safetensors.torch import load_file
 
+from ft_course.model.checkpoints import UnknownModel
 from ft_course.model.parameters import trainable_parameters, weights
-from ft_course.peft.tasks import METHODS, adapt, merge_run, open_run
+from ft_course.peft.tasks import METHODS, adapt, arguments, merge_run, open_run
 from ft_course.tasks.ner import NER
 from ft_course.tasks.sentiment import TextClassification
 from ft_course.training.learner import Callback, CancelFit
@@ -93,7 +95,7 @@ def test_commands(data, tiny, tmp_path):
 
 @pytest.mark.parametrize("options, message", [
     (("--method", "bitfit", "--r", 4), "bitfit has no option r; it has modules_to_save"),
-    (("--r", 4), "no such option: r"),
+    (("--r", 4), "r means nothing"),
     (("--method", "lora", "--target-modules", "q_proj"), "nothing is called 'q_proj'; this model has"),
     (("--method", "lora", "4"), "don't know what to do with '4'"),
 ])
@@ -112,3 +114,43 @@ def test_a_run_without_an_adapter_is_not_merged(data, tiny, tmp_path):
     with pytest.raises(ValueError, match="BITFIT cannot be merged"):
         merge_run(tmp_path / "bits", tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
+
+
+def test_peft_opens_a_run_by_itself_from_anywhere(data, tiny, tmp_path, monkeypatch):
+    from peft import AutoPeftModelForSequenceClassification
+
+    monkeypatch.chdir(tiny.parent)
+    task = adapt(TextClassification(data["classify"], tiny.name, max_length=32), "lora")
+    task.learner(epochs=1, batch_size=4).fit()
+    task.save(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert open_run("run").predict(TEXTS) == task.predict(TEXTS)
+    inputs = task.tokenizer(TEXTS, return_tensors="pt", padding=True)
+    theirs = AutoPeftModelForSequenceClassification.from_pretrained("run", num_labels=len(task.labels)).eval()
+    torch.testing.assert_close(theirs(**inputs).logits, task.model.eval()(**inputs).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_base_that_moved_is_named_and_can_be_told(data, tiny, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    task = make("classify", data, base, "lora")
+    task.save(tmp_path / "run")
+    base.rename(tmp_path / "moved")
+    with pytest.raises(UnknownModel, match="run is an adapter for .*base, which is not there now: say where it lies"):
+        open_run(tmp_path / "run")
+    assert open_run(tmp_path / "run", base=tmp_path / "moved").predict(TEXTS) == task.predict(TEXTS)
+    merge_run(tmp_path / "run", tmp_path / "whole", base=tmp_path / "moved")
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit"])
+def test_a_run_with_frozen_layers_opens(method, data, tiny, tmp_path):
+    run = tmp_path / "run"
+    done = ft_course("train", "classify", "--data", data["classify"], "--model", tiny, "--epochs", 1, "--max-length", 32, "--out", run, "--method", method, "--freeze-layers", 1)
+    assert done.exit_code == 0 and ft_course("predict", run, *TEXTS).exit_code == 0
+
+
+@pytest.mark.parametrize("given, meant", [("query", ("query",)), ("layer.0.attention.self.query", ("layer.0.attention.self.query",)), ("all-linear", "all-linear"), (".*query", ".*query"),
+                                          (["query", "value"], ["query", "value"])], ids=str)
+def test_a_word_is_a_name_or_a_pattern(given, meant):
+    assert arguments("lora", {"target_modules": given}) == {"target_modules": meant}
+    assert arguments("lora", {"modules_to_save": "pooler"}) == {"modules_to_save": ("pooler",)}
