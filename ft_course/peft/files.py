@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..model.checkpoints import MINILM, write_extras
-from ..model.files import atomic_folder, read_header, verify
+from ..model.checkpoints import MINILM
+from ..model.files import atomic_folder, read_header, verify, write_extras
 from .injection import adapter_state_dict, ends_with, plain, refuse_merged, unload
 
 log = logging.getLogger(__name__)
