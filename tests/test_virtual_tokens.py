@@ -255,3 +255,15 @@ def test_writing_stops_in_words_where_the_places_end():
         model = with_tokens("opt-lm", kind)
         with pytest.raises(ValueError, match="14 tokens and 3 virtual ones"):
             model.generate(input_ids=torch.full((1, 4), 7), max_new_tokens=20, min_new_tokens=20, do_sample=False)
+
+
+def test_a_task_whose_texts_have_no_room_is_refused():
+    from ft_course.peft.tasks import adapt
+    from ft_course.tasks.sentiment import TextClassification
+
+    task = TextClassification("reviews", max_length=512)
+    for method in ("prompt", "prefix"):
+        with pytest.raises(ValueError, match="max_length=512: beside 20 virtual tokens .* places for 492"):
+            adapt(task, method)
+        assert not hasattr(task.model, "adapter_config") and not hasattr(task.model, "prompt_encoder")
+    adapt(task, "prompt", as_peft=False)
