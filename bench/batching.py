@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ft_course.data.alignment import encode_sentences
 from ft_course.data.batching import LengthBucketSampler, collate, padding_share
+from ft_course.data.columns import lengths_of
 from ft_course.data.sources import load
 
 BATCH, LIMIT = 16, 128
@@ -49,7 +50,7 @@ def shares(lengths):
 def cpu_seconds(model, features, batches, finish):
     start = time.process_time()
     for indices in batches:
-        model(**finish(collate([features[i] for i in indices]))).loss.backward()
+        model(**finish(collate([features[i] for i in indices], 0))).loss.backward()
         model.zero_grad()
     return time.process_time() - start
 
@@ -61,7 +62,7 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(MINILM)
     train = load("newswire")["train"]
     features = encode_sentences(tokenizer, train["tokens"], train["ner_tags"], LIMIT)
-    lengths = [len(feature["input_ids"]) for feature in features]
+    lengths = lengths_of(features)
     model = AutoModelForTokenClassification.from_pretrained(MINILM, num_labels=9, dtype=torch.float32).train()
     cpu_seconds(model, features, [range(BATCH)], dict)  # warm up
     seconds = {}
@@ -76,7 +77,7 @@ def main():
     if os.environ.get("FT_COURSE_DATA"):
         for name in ("wnut17", "wikigold"):
             encoded = encode_sentences(tokenizer, load(name)["train"]["tokens"], max_length=LIMIT)
-            result["padding_share"][name] = shares([len(feature["input_ids"]) for feature in encoded])
+            result["padding_share"][name] = shares(lengths_of(encoded))
     out = Path(__file__).parent.parent / "results" / "bench_batching.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["padding_share"], indent=1))

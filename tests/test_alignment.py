@@ -179,3 +179,64 @@ def test_what_does_not_fit_is_refused(minilm):
         encode_sentences(minilm, [["a"], ["b"]], [[0]])
     with pytest.raises(ValueError, match="2 texts but 1 labels"):
         encode_texts(minilm, ["a", "b"], [0])
+
+
+# ---- pairs
+
+PAIRS = [("good", "bad"), ("one two three four five six seven eight", "red green"), ("red", "one two three four five six seven eight nine"), ("", "x"),
+         ("tokenization " * 40, "Ísafjörður " * 30), ("a " * 3, "\u200d")]
+
+
+@pytest.mark.parametrize("max_length", [5, 8, 16, 128])
+def test_pairs_are_read_together_and_what_is_cut_is_counted(minilm, max_length):
+    together = encode_texts(minilm, PAIRS, range(len(PAIRS)), max_length)
+    assert together == encode_texts(minilm, [a for a, _ in PAIRS], range(len(PAIRS)), max_length, pairs=[b for _, b in PAIRS])
+    for (a, b), feature in zip(PAIRS, together):
+        whole = minilm(a, b)["input_ids"]
+        assert feature["tokens_cut"] == max(0, len(whole) - max_length) and len(feature["input_ids"]) == min(len(whole), max_length)
+        assert feature["input_ids"] == minilm(a, b, truncation=True, max_length=max_length)["input_ids"]
+        assert feature["token_type_ids"] == minilm(a, b, truncation=True, max_length=max_length)["token_type_ids"]
+
+
+def test_a_pair_of_long_texts_takes_no_more_than_two_texts(minilm):
+    feature = encode_texts(minilm, [("so good " * 20_000, "so bad " * 20_000)])[0]
+    assert len(feature["input_ids"]) == 128 and feature["tokens_cut"] == 80_003 - 128
+
+
+@pytest.mark.parametrize("texts, labels, pairs, words", [
+    (["a", None], None, None, "text 1 is 'None' of type NoneType"),
+    (["a", 5], None, None, "text 1 is '5' of type int"),
+    ([("a", "b"), "c"], None, None, "of type tuple"),
+    (["a", "b"], None, ["c"], "2 texts but 1 second texts"),
+    (["a"], None, [float("nan")], "text 0 is 'nan' of type float"),
+    (["a"], [1, 2], None, "1 texts but 2 labels"),
+])
+def test_what_is_no_text_is_named(minilm, texts, labels, pairs, words):
+    with pytest.raises(ValueError, match=words):
+        encode_texts(minilm, texts, labels, pairs=pairs)
+
+
+@pytest.mark.parametrize("words", [["Ada", None], ["Ada", 5], [float("nan")]])
+def test_what_is_no_word_is_named(minilm, words):
+    with pytest.raises(ValueError, match="sentence 1 holds .*, which is no word"):
+        encode_sentences(minilm, [["fine"], words])
+
+
+@pytest.mark.parametrize("labels", [[1, 0], [0.25, -3.0], [[1.0, 0.0], [0.5, 0.5]], np.array([1, 0]), ["pos", "neg"]])
+def test_labels_of_texts_come_back_as_given(minilm, labels):
+    assert [f["labels"] for f in encode_texts(minilm, ["a", "b"], labels)] == [x.item() if isinstance(x, np.generic) else x for x in labels]
+
+
+def test_nothing_in_nothing_out(minilm):
+    assert len(encode_texts(minilm, [])) == len(encode_sentences(minilm, [], [])) == 0
+    assert cut_report(encode_sentences(minilm, [], []), ["O"]) == {"sentences": 0, "sentences_cut": 0, "words": 0, "words_cut": 0, "words_vanished": 0, "entities_cut": 0}
+
+
+def test_a_report_of_columns_is_that_of_rows(minilm):
+    rng = random.Random(1)
+    sentences = [[rng.choice(NASTY) for _ in range(rng.randrange(12))] for _ in range(300)]
+    features = encode_sentences(minilm, sentences, [[rng.randrange(3) for _ in words] for words in sentences], max_length=12)
+    report = cut_report(features, ["O", "B-X", "I-X"])
+    assert report["words"] - report["words_cut"] - report["words_vanished"] == sum(len(set(f["word_ids"]) - {None}) for f in features)
+    assert report["entities_cut"] == sum(label == 1 for f in features for label in f["labels_cut"])
+    assert report == cut_report(list(features), ["O", "B-X", "I-X"])

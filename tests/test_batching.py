@@ -9,6 +9,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ft_course.data.alignment import IGNORE
 from ft_course.data.batching import LengthBucketSampler, collate, pad, padding_share
+from ft_course.data.columns import as_features, take
 
 LENGTHS = np.clip(np.random.default_rng(0).lognormal(3.2, .5, 3000), 4, 128).astype(int)  # like the sentences of tweets and news
 many = settings(max_examples=200, deadline=None, derandomize=True)
@@ -29,18 +30,69 @@ def test_token_labels_are_padded_with_ignore():
 
 @pytest.mark.parametrize("labels, dtype", [([1, 0], torch.int64), ([.5, -1.], torch.float32), (np.array([1, 0]), torch.int64)])
 def test_one_label_for_each_text(labels, dtype):
-    batch = collate([feature([1, 2], labels=labels[0]), feature([3], labels=labels[1])])
+    batch = collate([feature([1, 2], labels=labels[0]), feature([3], labels=labels[1])], 0)
     assert batch["labels"].tolist() == list(labels) and batch["labels"].dtype == dtype and batch["labels"].shape == (2,)
 
 
 def test_token_type_ids_where_there_are_some_and_no_labels():
-    batch = collate([feature([1, 2], token_type_ids=[0, 1]), feature([3], token_type_ids=[1])])
+    batch = collate([feature([1, 2], token_type_ids=[0, 1]), feature([3], token_type_ids=[1])], 0)
     assert batch["token_type_ids"].tolist() == [[0, 1], [1, 0]] and "labels" not in batch
 
 
 def test_a_real_token_may_have_the_id_of_the_padding():
     batch = collate([feature([4, 0, 4]), feature([4])], pad_token_id=0)
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("labels, dtype, shape", [
+    ([[0.9, 0.1, 0.5], [0.0, 1.0, 0.0]], torch.float32, (2, 3)),  # soft labels, or several at once
+    ([[1.0, 0.0], [0, 1]], torch.float32, (2, 2)),
+    ([1, 2.5], torch.float32, (2,)),
+    ([True, False], torch.int64, (2,)),
+    ([np.float32(0.5), np.float32(2)], torch.float32, (2,)),
+    ([np.array([1, 0, 1]), np.array([0, 0, 1])], torch.int64, (2, 3)),
+])
+def test_labels_keep_what_they_say(labels, dtype, shape):
+    batch = collate([feature([1, 2], labels=labels[0]), feature([3, 4], labels=labels[1])])
+    assert batch["labels"].dtype == dtype and batch["labels"].shape == shape
+    torch.testing.assert_close(batch["labels"].double(), torch.tensor(np.array(labels, dtype=float)), atol=1e-7, rtol=0)
+
+
+def test_inputs_of_other_models_are_padded():
+    rows = [feature([1, 2, 3], position_ids=[5, 6, 7], decoder_input_ids=[4]), feature([8], position_ids=[9], decoder_input_ids=[4, 5])]
+    batch = collate(rows, pad_token_id=77)
+    assert batch["position_ids"].tolist() == [[5, 6, 7], [9, 0, 0]] and batch["decoder_input_ids"].tolist() == [[4, 77], [4, 5]]
+
+
+@pytest.mark.parametrize("rows, pad_token_id, words", [
+    ([feature([1], pixel_values=[0.5])], 0, "how to batch pixel_values: inputs are input_ids"),
+    ([feature([1]), feature([2, 3])], None, "`input_ids` has rows of different length: say what fills them, pad_token_id="),
+    ([feature([1], decoder_input_ids=[1]), feature([1], decoder_input_ids=[1, 2])], None, "`decoder_input_ids` has rows"),
+    ([feature([1], labels=0), feature([2])], 0, "feature 1 has input_ids, attention_mask, but the first has input_ids, attention_mask, labels"),
+    ([feature([1]), feature([2], labels=0)], 0, "feature 1 has"),
+    ([feature([1], labels="pos"), feature([2], labels="neg")], 0, "`labels` holds 'pos'"),
+    ([feature([1], labels=None), feature([2], labels=1)], 0, "`labels` holds None"),
+    ([feature([1], labels=[[1, 0]]), feature([2], labels=[[0, 1]])], 0, "`labels` holds"),
+    ([feature(["a", "b"])], 0, "`input_ids` holds"),
+])
+def test_what_cannot_be_batched_is_refused(rows, pad_token_id, words):
+    for features in (rows, [dict(row) for row in rows]):
+        with pytest.raises(ValueError, match=words.replace("[", r"\[")) as error:
+            collate(features, pad_token_id)
+        assert "\n" not in str(error.value)
+
+
+def test_rows_of_one_length_need_no_filling():
+    assert collate([feature([1, 2]), feature([3, 4])])["input_ids"].tolist() == [[1, 2], [3, 4]]
+
+
+def test_columns_and_dicts_give_one_batch():
+    rng = np.random.default_rng(0)
+    rows = [feature(rng.integers(0, 70000, n).tolist(), labels=rng.integers(-100, 9, n).tolist(), word_ids=[None] * n, n_words=2) for n in (3, 1, 7, 7)]
+    columns = as_features(rows)
+    for indices in ([0, 1, 2, 3], [2], [3, 0, 3]):
+        one, two = collate(take(columns, indices), 5), collate([rows[i] for i in indices], 5)
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) and one[name].dtype == two[name].dtype for name in one)
 
 
 @many

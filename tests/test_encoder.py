@@ -67,7 +67,7 @@ def minilm():
 
 def test_minilm_answers_as_in_transformers(minilm):
     weights, config = minilm
-    batch = collate(encode_texts(load_tokenizer("minilm"), TEXTS))
+    batch = collate(encode_texts(load_tokenizer("minilm"), TEXTS), 0)
     model = BertModel.from_pretrained(resolve("minilm")).eval()
     with torch.no_grad():
         expected = model(**batch, output_hidden_states=True)
@@ -80,7 +80,7 @@ def test_minilm_answers_as_in_transformers(minilm):
 def test_company_changes_no_text(minilm):
     weights, config = minilm
     features = encode_texts(load_tokenizer("minilm"), TEXTS)
-    together = collate(features)
+    together = collate(features, 0)
     vectors = mean_state(encode(together, weights, config)[-1], together["attention_mask"])
     for feature, vector in zip(features, vectors):
         alone = collate([feature])

@@ -61,7 +61,7 @@ def test_accumulation_of_every_group_of_an_epoch():
     assert len(spy.seen) == learner.total_steps == learner.updates == 3
     for seen, group in zip(spy.seen, [batches[:4], batches[4:8], batches[8:]]):
         model = tiny_model()
-        batch = collate([features[i] for indices in group for i in indices])
+        batch = collate([features[i] for indices in group for i in indices], 0)
         logits = model(batch["input_ids"], batch["attention_mask"]).logits
         F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten()).backward()
         truth = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -84,7 +84,7 @@ def plain_loop(model, features, updates: int, config: TrainingConfig) -> list[fl
         for indices in sampler:
             if len(losses) == updates:
                 return losses
-            batch = collate([features[i] for i in indices])
+            batch = collate([features[i] for i in indices], 0)
             logits = model(batch["input_ids"], batch["attention_mask"]).logits
             loss = F.cross_entropy(logits.flatten(0, -2), batch["labels"].flatten())
             optimizer.zero_grad()
@@ -193,7 +193,7 @@ def test_evaluation_leaves_no_trace():
 def test_evaluation_is_a_mean_over_labels():
     "Not a mean of means: the loss is that of all examples in one batch, in any batch size."
     model, features = tiny_model().eval(), tiny_features(33)
-    batch = collate(features)
+    batch = collate(features, 0)
     with torch.no_grad():
         logits = model(batch["input_ids"], batch["attention_mask"]).logits
     truth = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten()).item()

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['CHINESE', 'SPLITTER', 'align_labels', 'inside_labels', 'cut_pieces', 'encode_batches', 'check_sentences',
-           'glues_words', 'keep_apart', 'encode_sentences', 'encode_words', 'cut_report', 'words_from_tokens',
-           'split_words', 'entities', 'encode_texts']
+           'glues_words', 'keep_apart', 'encode_sentences', 'encode_words', 'words_seen', 'cut_report',
+           'words_from_tokens', 'split_words', 'entities', 'shorten', 'check_texts_fit', 'encode_texts']
 
 # %% ../../nbs/2_data/22_alignment.ipynb #60038b88
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from tokenizers import Encoding, Regex, normalizers
 from tokenizers.pre_tokenizers import BertPreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 from transformers import PreTrainedTokenizerFast
 
+from .columns import NONE, Column, Features, as_features, join, pack
 from .tags import spans
 from ..theory.losses import IGNORE
 
@@ -59,13 +61,17 @@ def encode_batches(
     tokenizer: PreTrainedTokenizerFast,
     inputs: Sequence,  # texts, or lists of words
     max_length: int,  # tokens kept, special ones included
+    pairs: Sequence | None = None,  # second texts, read together with the first
     **options,  # passed on to the tokenizer
-) -> Iterator[tuple[dict, Encoding]]:  # model inputs, and the tokenizer's own record
-    "Tokenize a thousand inputs at a time: fast, and memory stays flat."
+) -> Iterator[tuple[slice, dict[str, list], list[Encoding]]]:  # which inputs, their columns, the tokenizer's own records
+    "Tokenize a thousand inputs at a time: fast, and memory stays flat. Raises ValueError for a tokenizer that keeps no records."
     for start in range(0, len(inputs), 1000):
-        batch = tokenizer(inputs[start : start + 1000], truncation=True, max_length=max_length, **options)
-        for i, encoding in enumerate(batch.encodings):
-            yield {name: batch[name][i] for name in batch}, encoding
+        block = slice(start, start + 1000)
+        second = {} if pairs is None else {"text_pair": pairs[block]}
+        batch = tokenizer(inputs[block], truncation=True, max_length=max_length, **second, **options)
+        if batch.encodings is None:
+            raise ValueError(f"{type(tokenizer).__name__} does not record what it cuts and where words lie: take a fast tokenizer, which has a tokenizer.json")
+        yield block, dict(batch), batch.encodings
 
 # %% ../../nbs/2_data/22_alignment.ipynb #fff17b21
 def check_sentences(
@@ -78,8 +84,11 @@ def check_sentences(
     for i, words in enumerate(sentences):
         if isinstance(words, str):
             raise ValueError(f"sentence {i} is a string, not a list of words: {words[:40]!r}; split_words can split it")
-        if labels is not None and len(labels[i]) != len(words):
-            raise ValueError(f"sentence {i} has {len(words)} words but {len(labels[i])} labels")
+        if bad := [word for word in words if not isinstance(word, str)]:
+            raise ValueError(f"sentence {i} holds {bad[0]!r}, which is no word")
+    for i, (words, given) in enumerate(zip(sentences, labels if labels is not None else ())):
+        if len(given) != len(words):
+            raise ValueError(f"sentence {i} has {len(words)} words but {len(given)} labels")
 
 # %% ../../nbs/2_data/22_alignment.ipynb #983e474f
 def glues_words(
@@ -109,22 +118,23 @@ def encode_sentences(
     max_length: int = 128,  # tokens kept, special ones included
     strategy: str = "first",  # as `align_labels`
     inside: Mapping | None = None,  # as `align_labels`
-) -> list[dict]:  # features: input_ids, attention_mask, …, labels, word_ids, n_words, words_cut, labels_cut
-    "Turn sentences into features; what truncation cuts is recorded in each. Raises ValueError for labels that do not fit, and for a tokenizer that glues words."
+) -> Features:  # rows with input_ids, attention_mask, …, word_ids, n_words, words_cut, labels, labels_cut
+    "Turn sentences into features; what truncation cuts is recorded in each. Raises ValueError for words, labels or a tokenizer that do not fit."
     check_sentences(sentences, labels)
     if glues_words(tokenizer):
         raise ValueError("this tokenizer glues the words of a list together, so the model would read them as one: "
                          "load it with ft_course.model.checkpoints.load_tokenizer(name, words=True), or call keep_apart(tokenizer)")
-    words, features = [list(s) for s in sentences], []
-    for i, (feature, encoding) in enumerate(encode_batches(tokenizer, words, max_length, is_split_into_words=True)):
-        feature["word_ids"] = encoding.word_ids
-        cut = sorted(set(cut_pieces(encoding)) - set(encoding.word_ids))
-        feature |= {"n_words": len(words[i]), "words_cut": len(cut)}
+    words, blocks = [list(s) for s in sentences], []
+    for block, columns, encodings in encode_batches(tokenizer, words, max_length, is_split_into_words=True):
+        ids = [encoding.word_ids for encoding in encodings]
+        cut = [sorted(set(cut_pieces(encoding)) - set(seen)) for encoding, seen in zip(encodings, ids)]
+        columns |= {"word_ids": ids, "n_words": list(map(len, words[block])), "words_cut": list(map(len, cut))}
         if labels is not None:
-            feature["labels"] = align_labels(encoding.word_ids, labels[i], strategy, inside)
-            feature["labels_cut"] = [labels[i][word] for word in cut]
-        features.append(feature)
-    return features
+            given = labels[block]
+            columns["labels"] = [align_labels(seen, row, strategy, inside) for seen, row in zip(ids, given)]
+            columns["labels_cut"] = [[row[word] for word in lost] for lost, row in zip(cut, given)]
+        blocks.append(Features({name: pack(rows) for name, rows in columns.items()}))
+    return join(blocks)
 
 # %% ../../nbs/2_data/22_alignment.ipynb #9a3445b9
 def encode_words(
@@ -139,17 +149,26 @@ def encode_words(
     return encode_sentences(tokenizer, [words], None if labels is None else [labels], max_length, strategy, inside)[0]
 
 # %% ../../nbs/2_data/22_alignment.ipynb #5bd1ea8f
+def words_seen(
+    word_ids: Column,  # numbers of words; -1 for special tokens
+) -> int:
+    "Count the words that have a piece: places where a number begins."
+    values, begins = word_ids.values, np.ones(len(word_ids.values), dtype=bool)
+    begins[1:] = values[1:] != values[:-1]
+    begins[word_ids.offsets[:-1][word_ids.offsets[:-1] < len(values)]] = True
+    return int((begins & (values != NONE)).sum())
+
 def cut_report(
     features: Sequence[dict],  # from `encode_sentences`
     names: Sequence[str] | None = None,  # label names; with them entities are counted
 ) -> dict[str, int]:  # sentences, sentences_cut, words, words_cut, words_vanished (, entities_cut)
     "Count what truncation cut, and the words that have no piece at all."
-    seen = sum(len(set(f["word_ids"]) - {None}) for f in features)
-    report = {"sentences": len(features), "sentences_cut": sum(f["words_cut"] > 0 for f in features)}
-    report |= {"words": sum(f["n_words"] for f in features), "words_cut": sum(f["words_cut"] for f in features)}
-    report["words_vanished"] = report["words"] - report["words_cut"] - seen
+    columns = as_features(features).columns or {name: pack([[]]) for name in ("word_ids", "n_words", "words_cut", "labels_cut")}
+    words, cut = columns["n_words"].values, columns["words_cut"].values
+    report = {"sentences": len(features), "sentences_cut": int((cut > 0).sum()), "words": int(words.sum()), "words_cut": int(cut.sum())}
+    report["words_vanished"] = report["words"] - report["words_cut"] - words_seen(columns["word_ids"])
     if names is not None:
-        report["entities_cut"] = sum(names[label].startswith("B-") for f in features for label in f["labels_cut"])
+        report["entities_cut"] = sum(names[label].startswith("B-") for label in columns["labels_cut"].values.tolist())
     return report
 
 # %% ../../nbs/2_data/22_alignment.ipynb #6520f469
@@ -196,19 +215,49 @@ def entities(
     return found
 
 # %% ../../nbs/2_data/22_alignment.ipynb #88aeed33
+def shorten(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],  # raw texts
+    max_length: int,  # twice as many pieces stay
+) -> tuple[list[str], list[int]]:  # the texts without what is far beyond the limit; pieces of each whole text
+    "Take the far end off long texts."
+    short, lengths = [], []
+    for start in range(0, len(texts), 1000):
+        block = texts[start : start + 1000]
+        for text, encoding in zip(block, tokenizer(block, add_special_tokens=False, verbose=False).encodings):
+            lengths.append(len(encoding.ids))
+            short.append(text[: encoding.offsets[2 * max_length][0]] if lengths[-1] > 2 * max_length else text)
+    return short, lengths
+
+# %% ../../nbs/2_data/22_alignment.ipynb #a35297db
+def check_texts_fit(texts: list, labels: Sequence | None, pairs: Sequence | None) -> None:
+    "Raise ValueError where texts, labels and second texts differ in number, or something is no text."
+    for what, given in (("labels", labels), ("second texts", pairs)):
+        if given is not None and len(given) != len(texts):
+            raise ValueError(f"{len(texts)} texts but {len(given)} {what}")
+    for i, text in [*enumerate(texts), *enumerate(pairs if pairs is not None else ())]:
+        if not isinstance(text, str):
+            raise ValueError(f"text {i} is {str(text)[:40]!r} of type {type(text).__name__}, not a text")
+
+# %% ../../nbs/2_data/22_alignment.ipynb #beed990b
 def encode_texts(
     tokenizer: PreTrainedTokenizerFast,
-    texts: Sequence[str],  # raw texts
-    labels: Sequence | None = None,  # one class id (or number) for each text
+    texts: Sequence[str],  # raw texts, or tuples of two
+    labels: Sequence | None = None,  # for each text a class id, a number, or a list of numbers
     max_length: int = 128,  # tokens kept, special ones included
-) -> list[dict]:  # features: input_ids, attention_mask, …, labels, tokens_cut
-    "Turn texts into features; `tokens_cut` says how many pieces truncation cut off."
-    if labels is not None and len(labels) != len(texts):
-        raise ValueError(f"{len(texts)} texts but {len(labels)} labels")
-    features = []
-    for i, (feature, encoding) in enumerate(encode_batches(tokenizer, list(texts), max_length)):
-        feature["tokens_cut"] = len(cut_pieces(encoding))
-        if labels is not None:
-            feature["labels"] = labels[i]
-        features.append(feature)
-    return features
+    pairs: Sequence[str] | None = None,  # second texts, where the first are no tuples
+) -> Features:  # rows with input_ids, attention_mask, …, tokens_cut, labels
+    "Turn texts or pairs into features; `tokens_cut` says how many pieces truncation cut off. Raises ValueError for what does not fit."
+    texts = list(texts)
+    if pairs is None and texts and all(isinstance(text, tuple) and len(text) == 2 for text in texts):
+        texts, pairs = map(list, zip(*texts))
+    check_texts_fit(texts, labels, pairs)
+    if pairs is not None:
+        (texts, first), (pairs, second) = (shorten(tokenizer, list(side), max_length) for side in (texts, pairs))
+        beyond = np.add(first, second, dtype=int) + tokenizer.num_special_tokens_to_add(pair=True) - max_length
+    blocks = []
+    for block, columns, encodings in encode_batches(tokenizer, texts, max_length, pairs):
+        columns["tokens_cut"] = [len(cut_pieces(encoding)) for encoding in encodings] if pairs is None else beyond[block].clip(0)
+        columns |= {} if labels is None else {"labels": labels[block]}
+        blocks.append(Features({name: pack(rows) for name, rows in columns.items()}))
+    return join(blocks)
