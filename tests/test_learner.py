@@ -293,7 +293,7 @@ def trainers_gradient(task: str, folder, accepts_loss_kwargs=None) -> torch.Tens
         model.accepts_loss_kwargs = accepts_loss_kwargs
     args = TrainingArguments(str(folder), per_device_train_batch_size=8, gradient_accumulation_steps=4, max_steps=1, max_grad_norm=0,
                              use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no")
-    Trainer(model, args, train_dataset=tiny_features(32, task), data_collator=collate, callbacks=[catch]).train()
+    Trainer(model, args, train_dataset=tiny_features(32, task), data_collator=lambda rows: collate(rows, 0), callbacks=[catch]).train()
     return catch.seen
 
 

@@ -70,7 +70,7 @@ def encode_batches(
         second = {} if pairs is None else {"text_pair": pairs[block]}
         batch = tokenizer(inputs[block], truncation=True, max_length=max_length, **second, **options)
         if batch.encodings is None:
-            raise ValueError(f"{type(tokenizer).__name__} does not record what it cuts and where words lie: take a fast tokenizer, which has a tokenizer.json")
+            raise ValueError(f"{type(tokenizer).__name__} does not record what it cuts and where words lie: take a fast one, with a tokenizer.json")
         yield block, dict(batch), batch.encodings
 
 # %% ../../nbs/2_data/22_alignment.ipynb #fff17b21
