@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batching import LengthBucketSampler, collate
+from ..data.columns import lengths_of, take
 
 # %% ../../nbs/3_model/35_inference.ipynb #f3cf0023
 @contextmanager
@@ -54,8 +55,8 @@ def batches(
     "Batches of like length, the longest first. Raises ValueError for a batch size below 1."
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: it is at least 1")
-    for indices in LengthBucketSampler([len(feature["input_ids"]) for feature in features], batch_size, shuffle=False):
-        yield indices, collate([features[i] for i in indices], pad_token_id)
+    for indices in LengthBucketSampler(lengths_of(features), batch_size, shuffle=False):
+        yield indices, collate(take(features, indices), pad_token_id)
 
 # %% ../../nbs/3_model/35_inference.ipynb #03408064
 def run(
@@ -65,7 +66,7 @@ def run(
     pad_token_id: int | None = None,  # as for `padding_of`
 ) -> Iterator[tuple[list[int], dict[str, Tensor], object]]:  # numbers of the examples, their batch, what the model gave
     "Ask a model about every example, in batches of like length. Raises ValueError as `padding_of` and `batches` do."
-    fill = padding_of(model, pad_token_id, needed=len({len(feature["input_ids"]) for feature in features}) > 1)
+    fill = padding_of(model, pad_token_id, needed=len(set(lengths_of(features))) > 1)
     device = next(model.parameters()).device
     for indices, batch in batches(features, batch_size, fill):
         batch = {name: tensor.to(device) for name, tensor in batch.items()}

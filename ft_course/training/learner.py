@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..data.batching import LengthBucketSampler, collate
+from ..data.columns import lengths_of, take
 from ..model.inference import logits_of, padding_of, run, without_padding
 from ..model.parameters import above, below, freeze_layers, weights
 from ..theory.kinds import highest
@@ -95,7 +96,7 @@ def shared_out(
     share: slice,  # which of the batches
 ) -> list[int]:  # numbers of the examples in them
     "The examples of some of the batches of like length, so that several processes can share the work out."
-    dealt = list(LengthBucketSampler([len(f["input_ids"]) for f in features], batch_size, shuffle=False))
+    dealt = list(LengthBucketSampler(lengths_of(features), batch_size, shuffle=False))
     return [i for indices in dealt[share] for i in indices]
 
 # %% ../../nbs/4_training/42_learner.ipynb #ab192491
@@ -245,7 +246,7 @@ def share(
     "Give this process its part of a batch; inside, dropout is that of the whole batch, and gradients are exchanged after the last one."
     here = learner.rank < len(indices)
     rows = slice(learner.rank, None, learner.world) if here else slice(0, 1)
-    batch = collate([learner.train[i] for i in indices], learner.pad_token_id)
+    batch = collate(take(learner.train, indices), learner.pad_token_id)
     exchange_gradients(learner.net, last)
     alone = learner.world == 1 or learner.device.type != "cpu"
     with nullcontext() if alone else SharedDropout(len(indices), rows):
@@ -272,7 +273,7 @@ class Learner:
         self.rank, self.world = processes()
         self.config, self.device = self.config or TrainingConfig(), torch.device(self.device or pick_device())
         self.model, self.net, self.optimizer = self.model.to(self.device), None, None  # `prepare` makes the other two
-        lengths = [len(f["input_ids"]) for f in self.train]
+        lengths = lengths_of(self.train)
         self.pad_token_id = padding_of(self.model, self.pad_token_id, needed=len(set(lengths)) > 1)
         self.callbacks = [c for c in self.callbacks if self.rank == 0 or not c.main_only]
         self.sampler = LengthBucketSampler(lengths, self.config.batch_size, self.config.seed)
