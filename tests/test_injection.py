@@ -7,8 +7,10 @@ import torch
 from families import batch, build, fingerprints, logits, steps
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import (AlbertConfig, AlbertForMaskedLM, BartConfig, BartForSequenceClassification, BertConfig, BertForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM,
+from transformers import (AlbertConfig, AlbertForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM,
                           DistilBertConfig, DistilBertForMaskedLM, ElectraConfig, ElectraForMaskedLM, GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForMaskedLM)
+
+from zoo import zoo
 
 from ft_course.model.parameters import freeze_layers, trainable_parameters
 from ft_course.peft import adapters, bitfit, ia3, lora
@@ -240,9 +242,40 @@ def test_names_may_come_in_any_collection(kind, tmp_path):
     assert torch.equal(logits(load_adapter(build("bert"), tmp_path), "bert"), logits(model, "bert"))
 
 
-def test_bart_is_asked_with_both_its_halves():
-    model = BartForSequenceClassification(BartConfig(vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-                                                     encoder_ffn_dim=24, decoder_ffn_dim=24, num_labels=3))
-    for method in METHODS.values():
+KINDS = ["electra", "roberta", "albert", "mpnet", "deberta-v2", "modernbert", "opt", "llama", "qwen2", "gpt_neox", "bart", "mt5"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_has_defaults_and_answers_as_in_peft(kind, tmp_path):
+    from peft import PeftModel
+
+    def fresh():
+        return zoo(kind, AutoModelForSequenceClassification, num_labels=3)
+
+    model, ids = fresh(), torch.tensor([[5, 6, 7, 8, fresh().config.eos_token_id or 2]])
+    before = state(model)
+    for method in (adapters, ia3, bitfit, lora):
+        if method is bitfit and not bitfit.biases(model):  # T5 and Llama
+            with pytest.raises(ValueError, match="no biases"):
+                bitfit.inject(model)
+            continue
         method.inject(model)
+        assert any(p.requires_grad for p in model.base_model.parameters())
         unload(model)
+        assert state(model) == before
+    lora.inject(model, r=2)
+    for p in adapter_state_dict(model).values():
+        p += 0.1 * torch.randn_like(p)
+    save_adapter(model, tmp_path)
+    theirs = PeftModel.from_pretrained(fresh(), str(tmp_path)).eval()
+    torch.testing.assert_close(theirs(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(model(ids).logits, fresh()(ids).logits, atol=1e-3)
+
+
+def test_a_family_without_layers_for_queries_is_refused_by_name():
+    model = zoo("xlnet", AutoModelForSequenceClassification)
+    for method in (lora, ia3, adapters):
+        with pytest.raises(ValueError, match="attention of xlnet has no layers|xlnet has no layer behind attention"):
+            method.inject(model)
+    adapters.inject(model, placement="pfeiffer")
