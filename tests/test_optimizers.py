@@ -7,7 +7,7 @@ from transformers import get_scheduler
 
 from ft_course.theory import optimizers
 from ft_course.theory.losses import IGNORE, cross_entropy
-from ft_course.theory.schedules import SCHEDULES, scale_gradients
+from ft_course.theory.schedules import SCHEDULES, cosine_with_restarts, polynomial, scale_gradients
 
 STEPS = 50
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-4}
@@ -147,6 +147,16 @@ def test_schedules_are_those_of_transformers(name, total, warmup):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = get_scheduler("constant_with_warmup" if name == "constant" else name, optimizer, warmup, total).lr_lambdas[0]
     assert [SCHEDULES[name](step, total, warmup) for step in range(total)] == pytest.approx([theirs(step) for step in range(total)], abs=1e-15)
+
+
+@pytest.mark.parametrize("total, warmup", [(7, 1), (100, 10), (100, 0), (33, 17)])
+@pytest.mark.parametrize("ours, name, settings, theirs", [(polynomial, "polynomial", dict(power=power, end=end), dict(power=power, lr_end=end)) for power in (0.5, 1.0, 3.0) for end in (0.0, 0.1)]
+                         + [(cosine_with_restarts, "cosine_with_restarts", dict(cycles=n), dict(num_cycles=n)) for n in (1, 2, 5)])
+def test_schedules_with_settings_are_those_of_transformers(ours, name, settings, theirs, total, warmup):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name, optimizer, warmup, total, theirs).lr_lambdas[0]
+    steps = range(total + 3)
+    assert [ours(step, total, warmup, **settings) for step in steps] == pytest.approx([theirs(step) for step in steps], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", list(SCHEDULES))
