@@ -7,12 +7,13 @@ __all__ = ['Placed', 'BUNDLED', 'Data', 'by_our_names', 'read_files', 'read_part
            'read_source', 'gather', 'build', 'decide', 'ask', 'load', 'shown', 'load_split', 'from_dataset_dict']
 
 # %% ../../nbs/2_data/21_sources.ipynb #7a043179
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
 import datasets
+import pyarrow
 
 from .annotations import FORMATS, rows_of, sniff
 from .formats import BadData, Note, parse
@@ -48,8 +49,9 @@ def read_files(found: dict[str, list[Path]], read: Callable | None, format: str 
             account.note(account.formats, read.__name__.removeprefix("read_") if read else name)
             account.note(account.formats, "typed" if name in ("parquet", "saved") else "UTF-8")
             account.rows[split, file.name] += 0
+            where = f"{file.name}, line"
             for n, row in parse(file, (read or FORMATS[name])(file), rule):
-                yield split, (f"{file.name}, line", n), row
+                yield split, (where, n), row
 
 # %% ../../nbs/2_data/21_sources.ipynb #e65469f5
 def read_parts(parts: dict[str, datasets.Dataset], wanted: Wanted, account: Account) -> Placed:
@@ -112,7 +114,7 @@ def read_source(data: str | Path | datasets.DatasetDict | datasets.Dataset, want
 # %% ../../nbs/2_data/21_sources.ipynb #6ebc211f
 def gather(placed: Placed, account: Account) -> dict[str, list[dict]]:
     "Collect rows by split, each with its place. Raises BadData where rows are of different kinds."
-    splits, columns = defaultdict(list), None
+    splits, columns, counts = defaultdict(list), None, Counter()
     for split, place, row in placed:
         if isinstance(row, Note):
             account.note(account.notes, row)
@@ -122,8 +124,10 @@ def gather(placed: Placed, account: Account) -> dict[str, list[dict]]:
             columns = columns or row.keys() - {"place"}
             if row.keys() != columns:
                 raise BadData(f"{place[0]} {place[1]}: a row of {', '.join(row)} among rows of {', '.join(columns)}: name the task, or keep them in files of their own")
-            splits[split].append(row | {"place": place})
-            account.rows[split, place[0].rsplit(",", 1)[0]] += 1
+            counts[split, place[0]] += 1
+            row["place"] = place
+            splits[split].append(row)
+    account.rows.update({(split, where.rsplit(",", 1)[0]): n for (split, where), n in counts.items()})
     return splits
 
 # %% ../../nbs/2_data/21_sources.ipynb #8f3de2d5
@@ -144,8 +148,9 @@ def build(splits: dict[str, list[dict]], kind: str, account: Account) -> dataset
         values = [row[column] for row in rows]
         return values if kind == "regression" else [number[v] for v in values] if kind == "classify" else [[number[v] for v in one] for one in values]
     info = datasets.DatasetInfo(description=account.close({split: len(rows) for split, rows in splits.items()}), features=datasets.Features(types))
-    return datasets.DatasetDict({split: datasets.Dataset.from_dict({name: [row[name] for row in splits[split]] for name in inputs} | {column: answers(splits[split])}, info=info, split=split)
-                                 for split in ("train", "validation", "test") if split in splits})
+    columns = {split: {name: [row[name] for row in rows] for name in inputs} | {column: answers(rows)} for split, rows in splits.items()}
+    tables = {split: pyarrow.table(columns[split], schema=info.features.arrow_schema) for split in ("train", "validation", "test") if split in columns}
+    return datasets.DatasetDict({split: datasets.Dataset(datasets.table.InMemoryTable(table), info=info, split=datasets.NamedSplit(split)) for split, table in tables.items()})
 
 # %% ../../nbs/2_data/21_sources.ipynb #33da65da
 Data = str | Path | datasets.DatasetDict | datasets.Dataset  # "reviews", "newswire", a name in PUBLIC, a file, a folder of splits, a hub name, or typed tables
