@@ -40,6 +40,7 @@ def by_our_names(account: Account, wanted: Wanted) -> Callable:
         return found
     return rule
 
+# %% ../../nbs/2_data/21_sources.ipynb #de1423d8
 def read_files(found: dict[str, list[Path]], read: Callable | None, format: str | None, wanted: Wanted, account: Account) -> Placed:
     "Read the files of each split: split, place and row."
     rule = by_our_names(account, wanted)
