@@ -61,12 +61,12 @@ def make_task(name: str, method: str, seed: int):
     import torch
     from ft_course.model.parameters import heads
     from ft_course.peft.tasks import adapt
-    from ft_course.app.runs import CLASSES as KINDS
+    from ft_course.theory.kinds import KINDS, imported
 
     cut, data = TASKS[name], read_data(name)
     rows = {split: data[split].shuffle(seed=seed if split == "train" else 0) for split in ("train", "validation", "test")}
     data = type(data)({split: part.select(range(min(cut[split], len(part)))) for split, part in rows.items()})
-    task = KINDS[cut["kind"]](data, max_length=cut["max_length"], seed=seed)
+    task = imported(KINDS[cut["kind"]].task)(data, max_length=cut["max_length"], seed=seed)
     torch.manual_seed(seed)
     if method == "frozen":
         task.model.requires_grad_(False)

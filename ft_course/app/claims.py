@@ -18,7 +18,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from .options import Options
+from .options import FREE, Options
 from .terminal import Elsewhere
 from ..model.files import beside, heal
 from ..training.updates import processes
@@ -85,7 +85,7 @@ def check_run(
             raise ValueError(f"{run} is not empty. Choose another folder" + (", or go on with the run in it: --resume" if note.exists() else ""))
         return False
     before, now = json.loads(note.read_text(encoding="utf-8")), asdict(options)
-    if other := [f"{name}={value}" for name, value in before.items() if now.get(name) != value]:
+    if other := [f"{name}={value}" for name, value in before.items() if name not in FREE and now.get(name) != value]:
         raise ValueError(f"{run} was started with {', '.join(other)}. Resume it with the same options")
     return True
 

@@ -122,7 +122,7 @@ def with_options(
 @with_options
 def train_command(
     context: typer.Context,
-    kind: Annotated[str, typer.Argument(metavar="ner|classify", help="Find entities, or name the class of a text.", show_default=False)],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="ner: find entities. classify: the class of a text, its labels or a number, as the data say; or by name: multilabel, regression.", show_default=False)],
     data: Data,
     out: Annotated[Path, typer.Option(metavar="RUN", help="New folder for the model.", file_okay=False, show_default=False)],
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A method's own, as r=4; as often as you like. Or --r 4.")] = None,

@@ -96,7 +96,7 @@ def listen(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
     course = logging.getLogger("ft_course")
-    course.handlers = [ToStderr()]
+    course.handlers = [ToStderr() if first_process() else logging.NullHandler()]
     course.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 # %% ../../nbs/A_app/A0_terminal.ipynb #f2e0df2e
