@@ -1,5 +1,7 @@
-"""Two processes equal one."""
+"""Two processes equal one, with dropout on; they share the work of evaluation, go on where they stopped, and outlive one of them."""
+import multiprocessing as mp
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,33 +9,78 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from train_in_processes import work
 
 SCRIPT = Path(__file__).with_name("train_in_processes.py")
-ALONE = [sys.executable]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ELASTIC = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def together(world: int, folder: Path) -> Path:
+    "Run the script in some processes; they begin where torch is loaded already, which saves most of the time."
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["train_in_processes", "transformers.models.bert.modeling_bert"])
+    port = free_port()
+    started = [context.Process(target=work, args=(rank, world, port, folder)) for rank in range(world)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(240)
+        process.kill()  # one that waits for another that failed
+    assert [process.exitcode for process in started] == [0] * world
+    return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    "The same run in one process and in two: a folder each."
-    folders = [tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning:ft_course"}
-    for command, folder in zip((ALONE, TWO), folders):
-        done = subprocess.run([*command, str(SCRIPT), str(folder)], capture_output=True, text=True, env=environment, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "Warning" not in done.stderr, done.stderr
-    return folders
+    "The same runs in one process and in two: a folder each."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        return [together(world, tmp_path_factory.mktemp(f"world{world}")) for world in (1, 2)]
 
 
-@pytest.mark.parametrize("task", ["ner", "classify"])
-def test_two_processes_equal_one(runs, task):
-    "The same global batches, an uneven last one, two batches an update: weights, losses, validation."
-    one, two = [load_file(folder / f"{task}.safetensors") for folder in runs]
+@pytest.mark.parametrize("name", ["ner", "classify", "shares"])
+def test_two_processes_equal_one(runs, name):
+    "With dropout, clipping, an uneven last batch, two batches an update, an idle pooler, shares of weights: weights, losses, norms, validation."
+    one, two = [load_file(folder / f"{name}.safetensors") for folder in runs]
     assert one.pop("world") == 1 and two.pop("world") == 2
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-6, rtol=0, msg=lambda text: f"{name}: {text}")
-    assert len(one["losses"]) == 6 and one["losses"][0] != one["losses"][-1]
+    for key in one.keys() - {"looked"}:
+        torch.testing.assert_close(two[key], one[key], atol=1e-6, rtol=1e-6, msg=lambda text: f"{key}: {text}")
+    assert len(one["losses"]) == len(one["norms"]) == 6 and one["losses"][0] != one["losses"][-1] and one["norms"].max() > 0.5
+
+
+def test_evaluation_is_shared_out(runs):
+    "19 examples in batches of 8, two epochs, and once more by the first process alone; before the fit nobody watches."
+    one, two = [load_file(folder / "ner.safetensors")["looked"].item() for folder in runs]
+    assert one == 3 * 19 and two == 2 * (8 + 3) + 19
+
+
+@pytest.mark.parametrize("name", ["ner", "shares"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_resumed_run_is_the_same_to_the_last_bit(runs, name, world):
+    straight, resumed = [load_file(runs[world - 1] / f"{name}{kind}.safetensors") for kind in ("", "-resumed")]
+    for key in straight.keys() - {"looked", "norms"}:
+        assert torch.equal(straight[key], resumed[key]), key
+    assert torch.equal(straight["norms"][4:], resumed["norms"])
 
 
 def test_one_process_writes(runs):
     assert [len((folder / "ner.csv").read_text().splitlines()) for folder in runs] == [3, 3]
+    files = [sorted(path.name for path in (folder / "shares/checkpoints/step-00000006").iterdir()) for folder in runs]
+    assert files[0] == ["checksums.json", "state.json", "state.safetensors"] and sum(name.startswith("shard-") for name in files[1]) == 2
+
+
+def test_a_killed_process_is_started_again_and_the_run_ends_the_same(runs, tmp_path):
+    "torchrun starts all processes anew; they go on from the newest state."
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*ELASTIC, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    straight, killed = load_file(runs[1] / "ner.safetensors"), load_file(tmp_path / "killed.safetensors")
+    assert len(killed["norms"]) == 2 and killed["world"] == 2  # the second life begins at update 4 of 6
+    for key in straight.keys() - {"looked", "norms"}:
+        assert torch.equal(straight[key], killed[key]), key

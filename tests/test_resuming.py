@@ -17,8 +17,9 @@ from transformers import BertConfig, BertForTokenClassification
 
 from ft_course.model.files import CorruptCheckpoint
 from ft_course.model.parameters import weights
+from ft_course.training.callbacks import Interruptible
 from ft_course.training.learner import Callback, Learner, load_state_of, state_of
-from ft_course.training.resuming import SaveState, latest, load_state, resume, save_state, saved_states
+from ft_course.training.resuming import SaveState, latest, load_state, read_tensors, resume, save_state, saved_states
 from ft_course.training.updates import TrainingConfig
 
 CONFIG = TrainingConfig(epochs=3, lr=2e-3, batch_size=4, gradient_accumulation_steps=2, schedule="cosine")
@@ -167,7 +168,9 @@ def context(monkeypatch):
 
 def test_sigkill_at_random_moments(tmp_path, context, unbroken):
     live(context, tmp_path / "warm", 0)
-    start, chance, kills, runs = time.perf_counter(), random.Random(), 0, 0
+    seed = int(os.environ.get("FT_COURSE_SEED", time.time_ns() % 2**32))
+    print(f"FT_COURSE_SEED={seed} draws these moments again")
+    start, chance, kills, runs = time.perf_counter(), random.Random(seed), 0, 0
     assert not live(context, tmp_path / "measure", 60)
     whole = time.perf_counter() - start
     while kills < 24:
@@ -212,6 +215,26 @@ def test_spoilt_state(tmp_path, finished, caplog, unbroken, name, how):
         assert resume(learner, tmp_path) == older
     assert newest.name in caplog.text
     assert_same(outcome(learner.fit()), unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_asks_for_the_end_loses_no_update(tmp_path, unbroken, number):
+    "The state is saved before the run ends, between two updates."
+    ask = type("Ask", (Callback,), dict(after_loss=lambda self: self.learner.updates == 6 and os.kill(os.getpid(), number)))
+    with pytest.raises(KeyboardInterrupt):
+        new_learner([Remember(), ask(), SaveState(tmp_path), Interruptible()]).fit()
+    assert [place.name for place in saved_states(tmp_path)] == ["step-00000007"]
+    learner = new_learner([Remember()])
+    resume(learner, tmp_path)
+    assert_same(outcome(learner.fit()), unbroken)
+
+
+def test_a_state_says_who_wrote_it(tmp_path):
+    place = save_state(new_learner(), tmp_path)
+    learner = new_learner()
+    learner.parallel = "fsdp"
+    with pytest.raises(ValueError, match="step-00000000 was written by processes that copy the weights: go on with the same parallel="):
+        read_tensors(learner, place)
 
 
 def test_nothing_to_resume(tmp_path):

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from .learner import Callback, CancelFit, Learner
-from .updates import changing, restore
+from .updates import anyone, changing, restore
 
 # %% ../../nbs/4_training/43_callbacks.ipynb #5b7241ba
 def epochs_since_best(
@@ -313,8 +313,12 @@ class Interruptible(Callback):
         self.asked = True
         self.after_fit()
 
+    def wanted(self) -> bool:
+        "Has somebody asked, in this process or in another? All ask together."
+        return anyone(self.asked)
+
     def after_update(self) -> None:
-        if self.asked:
+        if self.wanted():
             raise KeyboardInterrupt
 
     def after_fit(self) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHOLE', 'SWITCHES', 'ABOVE_ZERO', 'PARALLEL', 'NonFiniteLoss', 'check_finite', 'fault', 'plain', 'TrainingConfig',
            'make_optimizer', 'set_lr', 'seed_everything', 'in_groups', 'moments', 'load_moments', 'changing',
-           'fingerprint', 'restore', 'check_same_run', 'pick_device', 'processes', 'add_up', 'SharedDropout',
+           'fingerprint', 'restore', 'check_same_run', 'pick_device', 'processes', 'add_up', 'anyone', 'SharedDropout',
            'seed_update', 'spread', 'exchange_gradients']
 
 # %% ../../nbs/4_training/40_updates.ipynb #0cbe0ea8
@@ -167,6 +167,8 @@ def load_moments(
 # %% ../../nbs/4_training/40_updates.ipynb #8d3795ac
 def changing(model: nn.Module) -> dict[str, Tensor]:  # the model's own memory, not copies
     "Weights that training changes, by name: parameters that train, and buffers."
+    if isinstance(model, FSDPModule):
+        model.reshard()  # an evaluation leaves some of them whole
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     return {name: w for name, w in weights(model).items() if name not in frozen}
 
@@ -233,6 +235,17 @@ def add_up(
         dist.all_reduce(both)
     loss, count = both.tolist()
     return loss, max(1, int(count))
+
+
+def anyone(
+    flag: bool,  # here
+) -> bool:  # of any process
+    "Whether it is true in some process; all must ask."
+    if not dist.is_initialized():
+        return flag
+    flags = [None] * dist.get_world_size()
+    dist.all_gather_object(flags, flag)
+    return any(flags)
 
 # %% ../../nbs/4_training/40_updates.ipynb #b11b7e71
 class SharedDropout(TorchDispatchMode):
