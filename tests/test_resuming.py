@@ -220,7 +220,7 @@ def test_spoilt_state(tmp_path, finished, caplog, unbroken, name, how):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_whoever_asks_for_the_end_loses_no_update(tmp_path, unbroken, number):
     "The state is saved before the run ends, between two updates."
-    ask = type("Ask", (Callback,), dict(after_loss=lambda self: self.learner.updates == 6 and os.kill(os.getpid(), number)))
+    ask = type("Ask", (Callback,), dict(before_update=lambda self: self.learner.updates == 6 and os.kill(os.getpid(), number)))
     with pytest.raises(KeyboardInterrupt):
         new_learner([Remember(), ask(), SaveState(tmp_path), Interruptible()]).fit()
     assert [place.name for place in saved_states(tmp_path)] == ["step-00000007"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tiny import tiny_features, tiny_model
 
 from ft_course.model.parameters import weights
@@ -99,7 +100,8 @@ class Kill(Callback):
 
 
 def killed_once(folder: Path) -> None:
-    "A run that torchrun starts again after a process of it was killed."
+    "A run that is started again after a process of it was killed."
+    torch.set_num_threads(1)
     watch = Watch()
     learner = learner_of("ner", [Kill(), watch, EarlyStopping(5), SaveState(folder / "killed", every=1)])
     resume(learner, folder / "killed")
@@ -107,6 +109,6 @@ def killed_once(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     logging.captureWarnings(True)
-    killed_once(Path(sys.argv[1]))
+    config = LaunchConfig(1, 1, 2, run_id="killed", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=1, monitor_interval=0.1, start_method="fork")
+    elastic_launch(config, killed_once)(Path(sys.argv[1]))  # what torchrun does, with processes that have torch loaded already
