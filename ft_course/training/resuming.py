@@ -100,7 +100,7 @@ def room_for(
         room[name] = torch.zeros(size) if like is None or like.shape != size else torch.zeros_like(like)
     return room
 
-
+# %% ../../nbs/4_training/44_resuming.ipynb #0e61da75
 def read_tensors(
     learner: Learner,
     place: Path,  # one saved state
