@@ -18,7 +18,6 @@ INTERFACE = {  # names that several modules share on purpose, and who asks for t
 LEFT = {  # doubles that are still there: this list only gets shorter
     "COLUMNS": ("data/tables", "training/callbacks"),
     "Data": ("app/cli", "data/sources"),
-    "KINDS": ("tasks/task", "theory/kinds"),
     "SPLITS": ("app/runs", "data/splits"),
     "ask": ("data/sources", "peft/injection"),
     "check_labels": ("model/checkpoints", "training/metrics"),

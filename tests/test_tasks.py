@@ -1,17 +1,22 @@
-"Tasks on a tiny random BERT: runs that open again, offsets, windows, truncation, and clear refusals."
+"Tasks on a tiny random BERT: kinds of questions, runs that open again, offsets, windows, truncation, and clear refusals."
 import json
 import logging
 
 import datasets
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, BertConfig, BertModel
+import transformers
+from transformers import (AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, BertConfig, BertForTokenClassification,
+                          BertModel, pipeline)
 
 from ft_course.data.alignment import encode_sentences, encode_texts
+from ft_course.data.tags import spans, tags_from_spans
 from ft_course.model.checkpoints import CorruptCheckpoint, load_tokenizer
-from ft_course.tasks.ner import NER, text_words, windows
-from ft_course.tasks.sentiment import TextClassification, softmax
+from ft_course.tasks.ner import NER, answering, read_labels, scheme_of, text_words, windows
+from ft_course.tasks.sentiment import LONG, TextClassification, places_read, softmax
 from ft_course.tasks.task import Task, label_names
+from ft_course.theory.kinds import KINDS
 
 SENTENCES = [(["Ada", "Okafor", "flew", "to", "Lagos", "."], ["B-PER", "I-PER", "O", "O", "B-LOC", "O"]),
              (["Lagos", "thanked", "Ada", "."], ["B-LOC", "O", "B-PER", "O"]),
@@ -34,6 +39,21 @@ def review_data(names=("negative", "positive")) -> datasets.DatasetDict:
     rows = dict(text=[text for text, _ in REVIEWS], label=[label for _, label in REVIEWS])
     return datasets.DatasetDict({split: datasets.Dataset.from_dict(rows, features=feature)
                                  for split in ("train", "validation", "test")})
+
+
+def typed(columns: dict, features: dict) -> datasets.DatasetDict:
+    "The same rows in each split."
+    return datasets.DatasetDict({split: datasets.Dataset.from_dict(columns, features=datasets.Features(features)) for split in ("train", "validation", "test")})
+
+
+def question_data(kind: str, pair: bool = False) -> datasets.DatasetDict:
+    "Four rows of a kind of question about a text, or about two."
+    text, name = datasets.Value("string"), datasets.ClassLabel(names=["bad", "good", "mixed"])
+    answers, feature = {"classify": ([1, 0, 1, 2], name), "multilabel": ([[1], [0, 2], [], [1, 2]], datasets.Sequence(name)),
+                        "regression": ([4.5, 1.0, -100.0, 3.0], datasets.Value("float32"))}[kind]
+    texts = ["A joy from start to end.", "It broke on day one.", "Good, and cheap.", "Hm."]
+    inputs = {"text_a": texts, "text_b": texts[::-1]} if pair else {"text": texts}
+    return typed(inputs | {KINDS[kind].label: answers}, dict.fromkeys(inputs, text) | {KINDS[kind].label: feature})
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +100,7 @@ def test_training_json_tells_how_the_run_came_about(task, tmp_path):
     again = Task.load(tmp_path / "run")
     again.save(tmp_path / "copy")
     told = json.loads((tmp_path / "copy" / "training.json").read_text())
-    assert told["task"] == task.kind and told["max_length"] == 32 and told["report"] == {"score": 1.0}
+    assert told["task"] == task.kind.name and told["max_length"] == 32 and told["report"] == {"score": 1.0}
     assert told["config"]["epochs"] == 2 and [row["epoch"] for row in told["history"]] == [1, 2]
 
 
@@ -116,9 +136,12 @@ def test_answers_come_in_order_and_nothing_in_gives_nothing_out(task):
     assert [answer["text"] for answer in task.predict(TEXTS)] == TEXTS
 
 
-def test_a_single_string_is_refused(task):
-    with pytest.raises(ValueError, match="list of texts"):
-        task.predict("one text")
+@pytest.mark.parametrize("texts, message", [
+    ("one text", "list of texts, not one string"), ([None], "text 0 is None"), (["a", 5], "text 1 is 5"), ([b"a"], "text 0 is b'a'"),
+    ([["a", "b", "c"]], "text 0 is .*: expected a string"), ([("a", "b")], "text 0 is a pair: the model reads text"), ([float("nan")], "text 0 is nan")])
+def test_what_is_no_text_is_named(task, texts, message):
+    with pytest.raises(ValueError, match=message):
+        task.predict(texts)
 
 
 def test_a_hundred_thousand_characters(ner, classifier, caplog):
@@ -140,20 +163,52 @@ def test_words_stay_whole_where_writers_join_them():
         assert all(text[start:end] == word for word, start, end in words)
 
 
-def test_windows_cover_the_text_and_fit():
+def test_windows_cover_the_text_fit_and_overlap():
     rng = torch.Generator().manual_seed(0)
     for n in (0, 1, 7, 200):
-        sizes = torch.randint(0, 12, (n,), generator=rng).tolist()
-        words = ["." if size == 1 else "word" for size in sizes]
-        parts = windows(words, sizes, 10)
-        assert [i for first, last in parts for i in range(first, last)] == list(range(n))
-        assert all(sum(sizes[a:b]) <= 10 or b - a == 1 for a, b in parts)
+        for room in (1, 2, 10, 31):
+            sizes = torch.randint(0, 12, (n,), generator=rng).tolist()
+            parts = windows(sizes, room) if n else []
+            assert {i for first, last in parts for i in range(first, last)} == set(range(n))
+            assert all(sum(sizes[a:b]) <= room or b - a == 1 for a, b in parts)
+            assert all(a < c <= b < d for (a, b), (c, d) in zip(parts, parts[1:]))
 
 
-def test_windows_end_with_a_sentence_where_they_can():
-    words = "One two . Three four five . Six".split()
-    assert windows(words, [1] * 8, 5) == [(0, 3), (3, 8)]
-    assert windows(words, [1] * 8, 2) == [(0, 2), (2, 3), (3, 5), (5, 7), (7, 8)]
+def test_each_word_is_answered_where_it_has_most_context():
+    assert windows([1] * 10, 4) == [(0, 4), (2, 6), (4, 8), (6, 10)]
+    assert answering([1] * 10, windows([1] * 10, 4)).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
+    for n, room in ((121, 30), (300, 62), (40, 7)):
+        parts = windows([1] * n, room)
+        for word, part in enumerate(answering([1] * n, parts)):
+            first, last = parts[part]
+            assert min(word - first if first else n, last - 1 - word if last < n else n) >= room // 4 - 1
+
+
+class Neighbours(torch.nn.Module):
+    "Says PER of a word if it sees the word two places before it and the word two places behind it."
+
+    def __init__(self, config, inside):
+        super().__init__()
+        self.config, self.inside = config, inside
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, input_ids, attention_mask, **_):
+        real = ((input_ids > 999) & attention_mask.bool()).long()
+        seen = torch.nn.functional.pad(real, (2, 2))
+        both = seen[:, :-4] * seen[:, 4:] * real
+        logits = torch.zeros(*input_ids.shape, self.config.num_labels)
+        logits[..., 0], logits[..., self.inside] = 1.0, 2.0 * both
+        return transformers.modeling_outputs.TokenClassifierOutput(logits=logits)
+
+
+def test_windows_do_not_change_an_answer_that_depends_on_the_context(ner):
+    "121 words without a full stop: only the first two and the last two lack their neighbours, whatever the window."
+    text = " ".join(["minister"] * 121)
+    ner.model = Neighbours(ner.model.config, ner.labels.index("B-PER"))
+    for length in (12, 32, 64):
+        ner.max_length = length
+        found = ner.predict([text])[0]["entities"]
+        assert [e["start"] for e in found] == [9 * i for i in range(2, 119)]
 
 
 def test_perfect_predictions_score_one(ner):
@@ -194,15 +249,15 @@ def test_evaluation_agrees_with_predict(ner):
 
 def test_labels_may_come_in_another_order(ner, classifier, tmp_path):
     for task, other in ((ner, ner_data(("LOC", "PER"))), (classifier, review_data(("positive", "negative")))):
-        task.save(tmp_path / task.kind)
-        assert Task.load(tmp_path / task.kind, data=other).evaluate("test") == task.evaluate("test")
+        task.save(tmp_path / task.kind.name)
+        assert Task.load(tmp_path / task.kind.name, data=other).evaluate("test") == task.evaluate("test")
 
 
 def test_labels_that_do_not_fit_are_refused(ner, classifier, tmp_path):
     for task, other, word in ((ner, ner_data(("PER", "LOC", "GENE")), "GENE"), (classifier, review_data(("negative", "positive", "mixed")), "mixed")):
-        task.save(tmp_path / task.kind)
+        task.save(tmp_path / task.kind.name)
         with pytest.raises(ValueError, match=f"labels don't fit the data: .*{word}"):
-            Task.load(tmp_path / task.kind, data=other)
+            Task.load(tmp_path / task.kind.name, data=other)
 
 
 def test_a_run_of_the_other_task_is_refused(ner, tmp_path):
@@ -226,9 +281,20 @@ def test_data_that_are_missing_are_named(ner, tmp_path):
         label_names(ner_data(), "label")
 
 
-def test_a_window_longer_than_the_model_reads_is_refused(tiny):
-    with pytest.raises(ValueError, match="max_length=65: .* reads at most 64 tokens"):
-        NER(ner_data(), tiny, max_length=65)
+@pytest.mark.parametrize("options, message", [
+    (dict(max_length=65), "max_length=65: .* reads at most 64 tokens"), (dict(max_length=2), "max_length=2: a whole number"),
+    (dict(max_length=32.0), "max_length=32.0"), (dict(max_length=None), "max_length=None"), (dict(kind="tags"), "kind='tags': TextClassification does"),
+    (dict(kind="ner"), "kind='ner': TextClassification does classify, multilabel, regression"), (dict(long="tail"), "long='tail': choose one of head")])
+def test_options_are_checked_before_data_are_read(tiny, options, message):
+    with pytest.raises(ValueError, match=message):
+        TextClassification("/no/such/data", tiny, **options)
+
+
+def test_roberta_reads_two_tokens_less_than_it_has_places(tmp_path):
+    config = transformers.RobertaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=514)
+    transformers.RobertaModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="max_length=514: .* reads at most 512 tokens"):
+        NER("/no/such/data", tmp_path, max_length=514)
 
 
 def test_the_seed_makes_the_head(tiny):
@@ -266,3 +332,268 @@ def test_heads_are_what_the_lessons_say(ner, classifier):
 def test_softmax_survives_large_numbers():
     import numpy as np
     np.testing.assert_allclose(softmax(np.array([[1e4, 0.0], [0.0, 0.0]])), [[1.0, 0.0], [0.5, 0.5]])
+
+
+# ---- every kind of question, from data to an answer
+
+each_text_kind = pytest.mark.parametrize("kind", ["classify", "multilabel", "regression"])
+each_input = pytest.mark.parametrize("pair", [False, True], ids=["text", "pair"])
+HEADLINE = {"classify": ("accuracy", 1.0), "multilabel": ("subset_accuracy", 1.0), "regression": ("pearson", 1.0)}
+
+
+@each_text_kind
+@each_input
+def test_a_kind_of_question_end_to_end(tiny, tmp_path, kind, pair):
+    data = question_data(kind, pair)
+    if kind == "regression":
+        data = data.map(lambda row: {"score": max(row["score"], 0.0)})
+    task = TextClassification(data, tiny, max_length=48)
+    assert task.kind.name == kind and task.labels == (["score"] if kind == "regression" else ["bad", "good", "mixed"])
+    task.learner(epochs=70, lr=1e-2, batch_size=4, warmup_ratio=0.0, schedule="constant").fit()
+    name, best = HEADLINE[kind]
+    report = task.evaluate("train")
+    assert report[name] == pytest.approx(best, abs=0.05)
+    texts = list(zip(*(list(data["test"][column]) for column in task.inputs))) if pair else list(data["test"]["text"])
+    answers = task.predict(texts)
+    truth = list(data["test"][task.kind.label])
+    for text, answer, right in zip(texts, answers, truth):
+        assert (answer["text_a"], answer["text_b"]) == text if pair else answer["text"] == text
+        if kind == "classify":
+            assert answer["label"] == task.labels[right] and 1 / 3 < answer["score"] <= 1
+        elif kind == "multilabel":
+            assert {found["label"] for found in answer["labels"]} == {task.labels[i] for i in right} and all(0.5 < found["score"] <= 1 for found in answer["labels"])
+        else:
+            assert answer["score"] == pytest.approx(right, abs=1.5)
+    task.save(tmp_path / "run")
+    again = Task.load(tmp_path / "run", data=data)
+    assert again.kind is task.kind and again.inputs == task.inputs and again.predict(texts) == answers and again.evaluate("test") == task.evaluate("test")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert model.config.problem_type == task.kind.problem_type and model.config.num_labels == len(task.labels)
+
+
+@each_text_kind
+def test_the_pipeline_of_transformers_answers_the_same(tiny, tmp_path, kind):
+    task = TextClassification(question_data(kind), tiny, max_length=32)
+    torch.nn.init.normal_(task.model.classifier.weight)
+    task.save(tmp_path / "run")
+    (theirs,), (ours,) = (pipeline("text-classification", str(tmp_path / "run"), top_k=None, device="cpu")(["A joy."]), task.predict(["A joy."]))
+    theirs = {row["label"]: row["score"] for row in theirs}
+    if kind == "multilabel":
+        assert {row["label"]: pytest.approx(row["score"], abs=1e-5) for row in ours["labels"]} == {name: p for name, p in theirs.items() if p > 0.5}
+    else:
+        assert ours["score"] == pytest.approx(theirs[ours.get("label", "score")], abs=1e-5)
+
+
+@each_text_kind
+def test_a_head_of_somebody_else_is_read_as_its_configuration_says(tiny, tmp_path, kind):
+    "No training.json: `problem_type` decides, as in transformers."
+    task = TextClassification(question_data(kind), tiny, max_length=32)
+    task.save(tmp_path / "run")
+    (tmp_path / "run" / "training.json").unlink()
+    for name in ("checksums.json",):
+        (tmp_path / "run" / name).unlink()
+    again = TextClassification.load(tmp_path / "run")
+    assert again.kind.name == kind and again.max_length == 64 and again.predict(["A joy."]) == task.predict(["A joy."])
+
+
+@each_text_kind
+def test_the_constant_answer(tiny, kind):
+    task = TextClassification(question_data(kind), tiny, max_length=32)
+    report = task.baseline("test")
+    assert {"classify": lambda r: r["accuracy"] == 0.5, "multilabel": lambda r: r["micro_f1"] == 0.0, "regression": lambda r: abs(r["r2"]) < 1e-9}[kind](report)
+    assert report.keys() == task.evaluate("test").keys() - {"loss"}
+
+
+def test_a_new_table_is_scored_as_it_is(ner, classifier):
+    extra = question_data("classify")["test"].select([0, 1]).cast_column("label", datasets.ClassLabel(names=["negative", "positive", "mixed"]))
+    with pytest.raises(ValueError, match="mixed"):
+        classifier.evaluate(extra)
+    for task, split in ((ner, ner_data(("LOC", "PER"))["test"]), (classifier, review_data(("positive", "negative"))["test"])):
+        assert task.evaluate(split) == task.evaluate("test")
+    with pytest.raises(ValueError, match="no kind|ner_tags"):
+        classifier.evaluate(ner_data()["test"])
+
+
+@pytest.mark.parametrize("data, message", [
+    (review_data()["train"], "single Dataset: give DatasetDict"), (ner_data(), "tokens|no kind")])
+def test_data_that_are_no_data_for_this(tiny, data, message):
+    with pytest.raises(ValueError, match=message):
+        TextClassification(data, tiny, max_length=32)
+
+
+def test_rows_without_a_label_are_not_scored(tiny):
+    data = review_data()
+    data["test"] = data["test"].map(lambda row, i: {"label": row["label"] if i else -1}, with_indices=True)
+    task = TextClassification(data, tiny, max_length=32)
+    assert task.evaluate("test")["support"] == 2
+    with pytest.raises(ValueError, match=r"row 0 has no label \(-1\)"):
+        task.encode(data["test"])
+
+
+def test_pairs_and_texts_are_not_mixed_up(tiny, tmp_path):
+    task = TextClassification(question_data("classify", pair=True), tiny, max_length=32)
+    with pytest.raises(ValueError, match="text 0 is one string: the model reads text_a and text_b"):
+        task.predict(["one"])
+    task.save(tmp_path / "run")
+    with pytest.raises(ValueError, match="the model reads text_a and text_b, the data have text"):
+        Task.load(tmp_path / "run", data=question_data("classify"))
+    with pytest.raises(ValueError, match="long='pool' is for single texts"):
+        TextClassification(question_data("classify", pair=True), tiny, max_length=32, long="pool")
+
+
+def test_answering_needs_no_optimiser(classifier, ner):
+    "A frozen model answers and is scored."
+    for task in (classifier, ner):
+        task.model.requires_grad_(False)
+        assert task.evaluate("test") and len(task.predict(["Ada flew."])) == 1
+
+
+def test_a_model_without_a_trained_head_does_not_answer(tiny):
+    for kind in (TextClassification, NER):
+        with pytest.raises(ValueError, match="has no trained head for this"):
+            kind.load(tiny)
+
+
+def test_a_head_for_another_question_is_refused(tiny, tmp_path):
+    TextClassification(question_data("multilabel"), tiny, max_length=32).save(tmp_path / "run")
+    with pytest.raises(ValueError, match="trained for multi_label_classification, the data ask for single_label_classification"):
+        TextClassification(question_data("classify"), tmp_path / "run", max_length=32)
+
+
+def test_one_class_is_refused(tiny):
+    feature = dict(text=datasets.Value("string"), label=datasets.ClassLabel(names=["only"]))
+    with pytest.raises(ValueError, match=r"all texts are of one class, \['only'\]: there is nothing to tell apart"):
+        TextClassification(typed(dict(text=["a", "b"], label=[0, 0]), feature), tiny, max_length=32)
+
+
+# ---- long texts
+
+def test_what_is_read_of_a_long_text():
+    for long in LONG:
+        for n in (0, 1, 8, 9, 20, 33):
+            parts = places_read(n, 8, long)
+            assert all(len(part) == min(n, 8) and part == sorted(set(part)) for part in parts)
+            assert n <= 8 and len(parts) == 1 or {"head": parts == [list(range(8))], "head+tail": parts == [[0, 1, *range(n - 6, n)]],
+                                                  "pool": {i for part in parts for i in part} == set(range(n))}[long]
+
+
+@pytest.mark.parametrize("long", LONG)
+def test_long_texts_train_answer_and_open_again(tiny, tmp_path, long, caplog):
+    data = review_data().map(lambda row: {"text": row["text"] + " and then nothing more was said of it" * 6 + " " + row["text"]})
+    task = TextClassification(data, tiny, max_length=16, long=long)
+    with caplog.at_level(logging.WARNING):
+        windows_ = task.features("train")
+    assert ("3 of 3 texts are longer than 16 tokens" in caplog.text) == (long != "pool")
+    assert all(len(f["input_ids"]) <= 16 for f in windows_) and (len(windows_) > 6) == (long == "pool")
+    task.learner(epochs=1, lr=1e-3).fit()
+    report = task.evaluate("test")
+    assert report["support"] == 3
+    task.save(tmp_path / "run")
+    texts = [*list(data["test"]["text"]), "short", ""]
+    again = Task.load(tmp_path / "run", data=data)
+    assert again.long == long and again.predict(texts) == task.predict(texts) and again.evaluate("test") == report
+    assert [answer["text"] for answer in task.predict(texts)] == texts
+
+
+def test_short_texts_are_read_the_same_in_every_way(tiny):
+    answers = [TextClassification(review_data(), tiny, max_length=32, long=long).predict(["A joy.", "", "It broke."]) for long in LONG]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_pooling_is_the_mean_over_the_windows(tiny):
+    task = TextClassification(review_data(), tiny, max_length=12, long="pool")
+    text = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    parts = task.tokenize([text])
+    alone = [task.model.eval()(torch.tensor([f["input_ids"]])).logits[0].detach().numpy() for f in parts]
+    (_, pooled), = task.logits(parts)
+    assert len(parts) > 1
+    np.testing.assert_allclose(pooled, np.mean(alone, axis=0), atol=1e-5)
+
+
+# ---- a model's own tags
+
+SCHEMES = {
+    "IO": ["O", "I-LOC", "I-PER"], "IOB2": ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"],
+    "BIOES": ["O", *(f"{p}-{k}" for k in ("LOC", "PER") for p in "BIES")], "BILOU": ["O", *(f"{p}-{k}" for k in ("LOC", "PER") for p in "BILU")],
+    "suffix": ["LOC-B", "LOC-I", "O", "PER-B", "PER-I"], "BMES": ["O", *(f"{p}-{k}" for k in ("LOC", "PER") for p in "BMES")], "under": ["O", "B_LOC", "I_LOC", "B_PER", "I_PER"]}
+SENTENCE = "Ada Foe saw Oslo .".split()
+
+
+def stranger(tiny, folder, labels):
+    "A tagger of somebody else, whose labels are these."
+    config = BertConfig.from_pretrained(tiny, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
+    torch.manual_seed(0)
+    BertForTokenClassification(config).save_pretrained(folder)
+    load_tokenizer("minilm").save_pretrained(folder)
+    return folder
+
+
+def answer_with(task, ids):
+    "Let a model give these labels to the words of a sentence, whatever it reads."
+    def forward(input_ids, **_):
+        logits = torch.zeros(*input_ids.shape, len(task.labels))
+        for place, label in enumerate(ids):
+            logits[:, place + 1, label] = 5.0
+        logits[:, len(ids) + 1 :, task.tags.index("O")] = 5.0
+        return transformers.modeling_outputs.TokenClassifierOutput(logits=logits)
+    task.model.forward = forward
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_model_answers_in_its_own_scheme(tiny, tmp_path, name):
+    task = NER.load(stranger(tiny, tmp_path / "m", SCHEMES[name]))
+    gold = tags_from_spans([("PER", 0, 2), ("LOC", 3, 4)], 5)
+    answer_with(task, task.to_model(gold))
+    found = task.predict(["Ada Foe saw Oslo."])[0]["entities"]
+    assert [(e["type"], e["text"]) for e in found] == [("PER", "Ada Foe"), ("LOC", "Oslo")]
+    data = ner_data(sentences=[(SENTENCE, gold)])
+    again = NER.load(tmp_path / "m", data=data)
+    answer_with(again, again.to_model(gold))
+    assert again.evaluate("test")["entity_f1"] == 1.0
+
+
+def test_iob1_of_a_stranger_is_read_leniently_and_ours_strictly(tiny, tmp_path, ner):
+    task = NER.load(stranger(tiny, tmp_path / "m", SCHEMES["IOB2"]))
+    answer_with(task, [task.labels.index(tag) for tag in ("I-PER", "B-PER", "O", "I-LOC", "O")])
+    assert [(e["type"], e["text"]) for e in task.predict(["Ada Foe saw Oslo."])[0]["entities"]] == [("PER", "Ada"), ("PER", "Foe"), ("LOC", "Oslo")]
+    ner.save(tmp_path / "run")
+    assert Task.load(tmp_path / "run").strict and not task.strict
+
+
+@pytest.mark.parametrize("labels", [["O", "PER", "LOC"], ["LABEL_0", "LABEL_1", "LABEL_2"], ["O", "B-PER", "LABEL_2"], ["O", "X-PER", "I-PER"]])
+def test_labels_that_are_no_tags_are_found_at_load(tiny, tmp_path, labels):
+    stranger(tiny, tmp_path / "m", labels)
+    with pytest.raises(ValueError, match="are no tags such as B-PER: say what its 3 outputs mean"):
+        NER.load(tmp_path / "m")
+    task = NER.load(tmp_path / "m", labels=["O", "I-PER", "I-LOC"])
+    answer_with(task, [1, 1, 0, 2, 0])
+    assert [e["text"] for e in task.predict(["Ada Foe saw Oslo."])[0]["entities"]] == ["Ada Foe", "Oslo"]
+
+
+def test_types_that_a_model_lacks_are_refused_whatever_its_scheme(tiny, tmp_path):
+    stranger(tiny, tmp_path / "m", SCHEMES["IO"])
+    with pytest.raises(ValueError, match="labels don't fit the data: .*GENE"):
+        NER.load(tmp_path / "m", data=ner_data(("PER", "GENE"), [(["a"], ["O"])]))
+    some = NER.load(stranger(tiny, tmp_path / "n", ["O", "B-PER", "E-PER", "S-LOC"]))
+    with pytest.raises(ValueError, match="no label for S-PER"):
+        some.to_model(["B-PER"])
+
+
+@pytest.mark.parametrize("names, tags", [
+    (["O", "I-PER", "I-LOC"], [["I-PER", "I-PER", "O", "O", "I-LOC", "O"]]), (["O", "I-PER", "B-PER", "I-LOC"], [["I-PER", "B-PER", "O", "O", "I-LOC", "O"]]),
+    (["O", *(f"{p}-{k}" for k in ("PER", "LOC") for p in "BIES")], [["B-PER", "E-PER", "O", "O", "S-LOC", "O"]])])
+def test_tables_in_another_scheme_score_as_in_iob2(tiny, names, tags):
+    words = SENTENCES[0][0]
+    feature = dict(tokens=datasets.Sequence(datasets.Value("string")), ner_tags=datasets.Sequence(datasets.ClassLabel(names=names)))
+    task = NER(typed(dict(tokens=[words], ner_tags=tags), feature), tiny, max_length=32)
+    truth = [f["tags"] for f in task.features("test")]
+    assert len(spans(truth[0], strict=True)) == 2 + (tags[0][1] == "B-PER")
+    ids = [task.truth(f) for f in task.features("test")]
+    assert task.report(task.features("test"), ids, ids)["entity_f1"] == 1.0
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_labels_are_read_as_tags(name):
+    tags = read_labels(SCHEMES[name])
+    assert scheme_of(tags) == {"suffix": "IOB2", "under": "IOB2", "BILOU": "BIOES", "BMES": "BIOES"}.get(name, name)
+    assert {tag[2:] for tag in tags} == {"", "LOC", "PER"} and len(set(tags)) == len(tags)

@@ -96,11 +96,11 @@ def open_run(
         return Task.load(folder, data)
     saved, kind, place = read_training(folder), kind_of(folder), base or base_of(folder)
     try:
-        task = kind(None, place, max_length=saved["max_length"], seed=saved["seed"], labels=saved["labels"])
+        task = kind.rebuilt(saved, place, saved["labels"])
     except UnknownModel as error:
         raise UnknownModel(f"{folder} is an adapter for {place}, which is not there now: say where it lies, base=FOLDER. ({error})") from None
     load_adapter(task.model, folder)
-    task.tokenizer, task.write = load_tokenizer(folder), write_adapter
+    task.tokenizer, task.write = load_tokenizer(folder, words="tokens" in task.kind.inputs), write_adapter
     return task.remember(saved, data)
 
 # %% ../../nbs/6_peft/69_tasks.ipynb #29244433

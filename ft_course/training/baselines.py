@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['POSITIVE', 'NEGATIVE', 'most_frequent', 'majority', 'majorities', 'mean', 'lexicon_score', 'tag_table',
-           'bag_of_words', 'shape', 'clues', 'word_tagger', 'hidden_states', 'text_vectors', 'word_vectors', 'probe']
+           'bag_of_words', 'shape', 'clues', 'word_tagger', 'text_vectors', 'word_vectors', 'probe']
 
 # %% ../../nbs/4_training/46_baselines.ipynb #5f714d03
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 
 import numpy as np
-import torch
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -20,8 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel
 
-from ..data.batching import LengthBucketSampler, collate
-from .updates import evaluating
+from ..model.inference import states_of
 
 # %% ../../nbs/4_training/46_baselines.ipynb #cc947f31
 def most_frequent(
@@ -117,40 +114,25 @@ def word_tagger(
     model = make_pipeline(DictVectorizer(), LogisticRegression(max_iter=200, C=10))
     return model.fit([clue for words in sentences for clue in clues(words)], [tag for row in tags for tag in row])
 
-# %% ../../nbs/4_training/46_baselines.ipynb #a75b7b28
-def hidden_states(
-    model: PreTrainedModel,  # with or without a head
-    features: list[dict],  # from `encode_texts` or `encode_sentences`
-    batch_size: int = 32,
-    pad_token_id: int = 0,
-) -> Iterator[tuple[int, np.ndarray]]:  # number of the example, (T, H)
-    "The encoder's last states, without padding, batch by batch."
-    for indices in LengthBucketSampler([len(f["input_ids"]) for f in features], batch_size, shuffle=False):
-        batch = {k: v.to(model.device) for k, v in collate([features[i] for i in indices], pad_token_id).items() if k != "labels"}
-        with evaluating(model):
-            states = model.base_model(**batch).last_hidden_state
-        for i, row in zip(indices, states.float().cpu().numpy()):
-            yield i, row[: len(features[i]["input_ids"])]
-
 # %% ../../nbs/4_training/46_baselines.ipynb #b3823499
 def text_vectors(
     model: PreTrainedModel,
     features: list[dict],  # N of them, from `encode_texts`
-    pad_token_id: int = 0,
+    pad_token_id: int | None = None,  # None: the model's
 ) -> np.ndarray:  # (N, H)
     "The mean of each text's states."
-    found = {i: states.mean(0) for i, states in hidden_states(model, features, pad_token_id=pad_token_id)}
+    found = {i: states.mean(0) for i, states in states_of(model, features, pad_token_id=pad_token_id)}
     return np.stack([found[i] for i in range(len(features))])
 
 
 def word_vectors(
     model: PreTrainedModel,
     features: list[dict],  # from `encode_sentences`
-    pad_token_id: int = 0,
+    pad_token_id: int | None = None,  # None: the model's
 ) -> list[np.ndarray]:  # (words, H) for each sentence; zeros for a word that truncation cut
     "The state of each word's first piece."
     found = {}
-    for i, states in hidden_states(model, features, pad_token_id=pad_token_id):
+    for i, states in states_of(model, features, pad_token_id=pad_token_id):
         found[i] = np.zeros((features[i]["n_words"], states.shape[-1]), states.dtype)
         words, first = np.unique([-1 if w is None else w for w in features[i]["word_ids"]], return_index=True)
         found[i][words[words >= 0]] = states[first[words >= 0]]
