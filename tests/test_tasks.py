@@ -350,7 +350,7 @@ def test_a_kind_of_question_end_to_end(tiny, tmp_path, kind, pair):
     task = TextClassification(data, tiny, max_length=48)
     assert task.kind.name == kind and task.labels == (["score"] if kind == "regression" else ["bad", "good", "mixed"])
     task.model.apply(lambda part: setattr(part, "p", 0.0) if isinstance(part, torch.nn.Dropout) else None)
-    task.learner(epochs=40, lr=1e-2, batch_size=4).fit()
+    task.learner(epochs=80, lr=1e-2, batch_size=4).fit()
     name, best = HEADLINE[kind]
     report = task.evaluate("train")
     assert report[name] == pytest.approx(best, abs=0.05)
