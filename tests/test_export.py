@@ -1,8 +1,10 @@
 """The library is what the notebooks export, and the README what the front page says."""
+import ast
 import re
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,17 @@ def test_readme_is_made_from_the_front_page():
 def test_links_of_the_readme_lead_somewhere():
     links = re.findall(r"\]\((?!https?:)([^)#]+)", readme())
     assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_library_imports_only_what_it_declares():
+    "At the top of a module; what a function imports may be an extra, and says so where it is missing."
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    settings = config["DEFAULT"]
+    declared = {re.match(r"[\w-]+", need)[0] for need in settings["requirements"].split()} | {"ft_course"}
+    names = {"scikit-learn": "sklearn"}
+    known = {names.get(need, need) for need in declared} | set(sys.stdlib_module_names)
+    for path, source in modules(ROOT / "ft_course").items():
+        for node in ast.parse(source).body:
+            found = [name.name for name in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not [name for name in found if name.split(".")[0] not in known], f"{path}: {found} is not declared in settings.ini"

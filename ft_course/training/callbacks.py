@@ -18,13 +18,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from fastcore.basics import patch
 from matplotlib.axes import Axes
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from .learner import Callback, CancelFit, Learner
+from .learner import Callback, CancelFit, Learner, patch
 from .updates import anyone, changing, restore
 
 # %% ../../nbs/4_training/43_callbacks.ipynb #5b7241ba

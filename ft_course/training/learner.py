@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EVENTS', 'VERBS', 'COUNTERS', 'CancelFit', 'Callback', 'tell', 'on_duty', 'without_labels', 'shared_out',
            'score_batches', 'gather', 'summary', 'evaluate_model', 'leaves_out', 'prepare', 'training', 'low_precision',
-           'gradients', 'updates_left', 'share', 'Learner', 'names_of', 'frozen_print', 'state_of', 'load_state_of']
+           'gradients', 'updates_left', 'share', 'Learner', 'patch', 'names_of', 'frozen_print', 'state_of',
+           'load_state_of']
 
 # %% ../../nbs/4_training/42_learner.ipynb #61e8ceab
 import time
@@ -19,7 +20,6 @@ from itertools import islice
 import numpy as np
 import torch
 import torch.distributed as dist
-from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..data.batching import LengthBucketSampler, collate
@@ -321,6 +321,19 @@ class Learner:
             value = check_finite(self.batch_loss.item(), f"loss of {self.place}, examples {indices}")
             self.backward(self.batch_loss)
         return value, count
+
+# %% ../../nbs/4_training/42_learner.ipynb #9cae88db
+def patch(
+    f: Callable | None = None,  # its first parameter is annotated with the class
+    *,
+    as_prop: bool = False,  # True: a property, which is read without a call
+) -> Callable | None:
+    "Make a function a method of a class, so that a class can grow from cell to cell. The name itself stays free."
+    if f is None:
+        return partial(patch, as_prop=as_prop)
+    cls = next(iter(f.__annotations__.values()))
+    f.__qualname__ = f"{cls.__name__}.{f.__name__}"
+    setattr(cls, f.__name__, property(f) if as_prop else f)
 
 # %% ../../nbs/4_training/42_learner.ipynb #2dbd50d3
 @patch(as_prop=True)
