@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import datasets
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from ft_course.data.formats import BadData
 from ft_course.data.sources import load, load_split
@@ -80,6 +80,7 @@ def test_json_comes_back(rows, end, ascii, listed):
 @OFTEN
 @given(st.lists(sentence, min_size=1, max_size=4), st.sampled_from(["\t", " ", "  "]), ends, st.sampled_from(["", "NN", "NN I-NP"]))
 def test_columns_come_back(sentences, cut, end, between):
+    assume(not between or not all(pairs[0][0].isdigit() for pairs in sentences))  # 1 NN O: is 1 a number of a word, or a word?
     lines = [end.join(cut.join([token, *between.split(), tag]) for token, tag in pairs) for pairs in sentences]
     data = back((end + end).join(lines).encode(), "a.conll", format="conll")
     found = [list(zip(row["tokens"], row["ner_tags"])) for row in data]

@@ -17,7 +17,7 @@ import datasets
 import pyarrow.parquet
 
 from .alignment import split_words
-from .formats import BadData, COMMENT, Note, Rows, columned, numbered, parse, read_conll, read_json, read_jsonl, read_snips, read_text
+from .formats import BadData, COMMENT, Note, Rows, columned, guarded, numbered, parse, read_conll, read_json, read_jsonl, read_snips, read_text
 from .tables import read_csv
 from .tags import tags_from_spans
 
@@ -240,13 +240,13 @@ def read_values(path: Path) -> Rows:
     "Read JSON: Lines, a list, or what an annotation tool writes."
     first = numbered(path)[0][1].strip()
     if re.match(r'\{\s*"\w+"\s*:\s*\[\s*\{\s*"data"\s*:\s*\[', read_text(path, "latin-1")[:300]):
-        return read_snips(path)
+        return guarded(path, read_snips(path))
     return unfold(path, read_jsonl(path) if first.startswith("{") and first.endswith("}") else read_json(path))
 
 # %% ../../nbs/2_data/26_annotations.ipynb #5488b2bf
 FORMATS = {"conll": read_conll, "table": read_table, "csv": lambda path: read_table(path, True), "tsv": lambda path: read_table(path, False),
            "json": read_values, "jsonl": read_values, "doccano": read_values, "labelstudio": read_values, "prodigy": read_values, "spacy": read_values,
-           "kaggle": read_table, "ontonotes": read_ontonotes, "fasttext": read_fasttext, "snips": read_snips,
+           "kaggle": read_table, "ontonotes": read_ontonotes, "fasttext": read_fasttext, "snips": lambda path: guarded(path, read_snips(path)),
            "parquet": read_parquet, "texts": read_texts, "slots": read_slots, "saved": read_saved}  # name -> reader
 
 def sniff(path: Path) -> str:  # a name in FORMATS

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'TAG', 'COMMENT', 'BadData', 'unpacked', 'Note', 'decode', 'read_text', 'parse', 'numbered', 'json_value',
            'read_jsonl', 'read_json', 'Layout', 'fields', 'running', 'find_layout', 'token_and_tag', 'read_conll',
-           'read_valence', 'read_pros_cons', 'read_snips', 'columned', 'read_results']
+           'read_valence', 'read_pros_cons', 'read_snips', 'guarded', 'columned', 'read_results']
 
 # %% ../../nbs/2_data/24_formats.ipynb #56059a73
 import gzip, html, io, json, re, zipfile, zlib
@@ -224,6 +224,14 @@ def read_snips(path: Path) -> Rows:
         tokens, tags = map(list, zip(*pairs))
         text = "".join(chunk["text"] for chunk in query["data"])
         yield n, {"text": text.strip(), "label": intent, "tokens": tokens, "ner_tags": tags}
+
+# %% ../../nbs/2_data/24_formats.ipynb #a7c7a28e
+def guarded(path: Path, rows: Rows) -> Rows:
+    "Rows of a reader that trusts its file; raises BadData with the file where that was wrong."
+    try:
+        yield from rows
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise error if isinstance(error, BadData) else BadData(f"{path.name} is not in the format that its reader expects: {error}") from None
 
 # %% ../../nbs/2_data/24_formats.ipynb #07649b78
 def columned(lines: list[str]) -> bool:
