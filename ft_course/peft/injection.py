@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'ends_with', 'as_names', 'linear_layers', 'fits_pattern', 'fits_names', 'refuse_tied', 'matching', 'replace',
-           'untied', 'parts_to_save', 'freeze_base', 'begin', 'Mergeable', 'refuse_merged', 'mergeable', 'merge',
-           'unmerge', 'unload', 'plain', 'adapter_state_dict', 'ask', 'check_reaches']
+           'untied', 'parts_to_save', 'freeze_base', 'Mergeable', 'refuse_merged', 'mergeable', 'merge', 'unmerge',
+           'unload', 'plain', 'adapter_state_dict', 'ask', 'check_reaches']
 
 # %% ../../nbs/6_peft/60_injection.ipynb #0d66132f
 import inspect
@@ -159,14 +159,6 @@ def freeze_base(
         model.get_parameter(name).requires_grad_(True)
     model.frozen_base = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
     model.adapter_config = {"peft_type": peft_type, "modules_to_save": list(modules_to_save), **options}
-
-
-def begin(model: PreTrainedModel, peft_type: str, modules_to_save: tuple[str, ...] = (), **options) -> list[str]:
-    "`parts_to_save`, `matching` and `freeze_base` in one."
-    whole = parts_to_save(model, modules_to_save)
-    names = matching(model, options["target_modules"], whole) if "target_modules" in options else []
-    freeze_base(model, peft_type, whole, **options)
-    return names
 
 # %% ../../nbs/6_peft/60_injection.ipynb #03528e33
 class Mergeable(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from .injection import begin, check_reaches
+from .injection import check_reaches, freeze_base, parts_to_save
 from .prompts import VirtualTokens, for_peft, from_file, ids_of, is_pair, places_of, room_beside, to_file
 from .prompts import reader as reader_of_words
 
@@ -108,7 +108,7 @@ def inject(
     encoder = first_prefix(n, heads * width, layers, F, init_weights)
     options |= dict(num_layers=layers, num_attention_heads=heads, num_transformer_submodules=1 + pair, encoder_hidden_size=F)
     options |= dict(prefix_projection=prefix_projection, init_weights=init_weights)
-    begin(model, "PREFIX_TUNING" if as_peft else "FT_PREFIX_TUNING", modules_to_save, **options)
+    freeze_base(model, "PREFIX_TUNING" if as_peft else "FT_PREFIX_TUNING", parts_to_save(model, modules_to_save), **options)
     part = model.prompt_encoder = Prefix(encoder, n, as_peft, shape, pair).to(model.device).train(model.training)
     part.room = room_beside(reader, n, as_peft)
     part.hook(reader, part.before)

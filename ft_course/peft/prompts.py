@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..model.checkpoints import load_tokenizer
 from ..model.parameters import usable_places
-from .injection import adapter_state_dict, begin, check_reaches
+from .injection import adapter_state_dict, check_reaches, freeze_base, parts_to_save
 from .files import from_file as names_in_model
 
 # %% ../../nbs/6_peft/64_prompts.ipynb #8e9a95a9
@@ -277,7 +277,7 @@ def inject(
         options |= about
     else:
         raise ValueError(f"peft_type={peft_type!r}: choose PROMPT_TUNING or P_TUNING")
-    begin(model, peft_type if as_peft else f"FT_{peft_type}", modules_to_save, **options)
+    freeze_base(model, peft_type if as_peft else f"FT_{peft_type}", parts_to_save(model, modules_to_save), **options)
     hang(model, Prompt(encoder, n, as_peft))
     check_reaches(model)
 
