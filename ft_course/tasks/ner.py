@@ -14,7 +14,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from fastcore.basics import patch
 
 from ..data.alignment import cut_report, encode_sentences, entities, split_words, words_from_tokens
 from ..data.tags import SCHEMES, entity_types, spans, tags_from_spans
@@ -24,6 +23,7 @@ from .task import Task, check_texts, label_names
 from ..theory.kinds import KINDS
 from ..theory.losses import IGNORE
 from ..training.metrics import entity_report
+from ..training.learner import patch
 
 # %% ../../nbs/5_tasks/52_ner.ipynb #04a040d2
 LETTERS = {"L": "E", "U": "S", "M": "I"}  # other people's letters for the last word, a single word, a word in the middle

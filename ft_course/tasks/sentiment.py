@@ -14,12 +14,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from fastcore.basics import patch
 from transformers import PreTrainedTokenizerFast
 
 from ..data.alignment import encode_texts
 from .task import Task, check_texts, label_names
 from ..theory.kinds import PAIR, TEXTS, imported
+from ..training.learner import patch
 
 # %% ../../nbs/5_tasks/51_sentiment.ipynb #90b934ee
 def softmax(

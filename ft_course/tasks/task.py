@@ -16,7 +16,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from fastcore.basics import patch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..data import sources
@@ -24,7 +23,7 @@ from ..model.checkpoints import check_labels, load_model, load_tokenizer, resolv
 from ..model.inference import logits_of
 from ..model.parameters import usable_places
 from ..theory.kinds import KINDS, PAIR, Kind, find_kind, imported, inputs_in, kind_of_head
-from ..training.learner import Callback, Learner
+from ..training.learner import Callback, Learner, patch
 from ..training.updates import TrainingConfig
 
 # %% ../../nbs/5_tasks/50_task.ipynb #d1f20086
