@@ -82,7 +82,7 @@ def refused(done) -> str:
 
 def test_a_second_start_is_refused_at_once(data, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "open_task", lambda options: pytest.fail("data and model were opened"))
-    with claims.claim(tmp_path / "run", Options("classify", str(data), str(tiny)), False):
+    with claims.claim(tmp_path / "run", Options("classify", str(data), model=str(tiny)), False):
         for more in ((), ("--resume",)):
             assert "another process trains into" in refused(train(data, tiny, tmp_path / "run", *more))
         assert (tmp_path / "run").exists()
