@@ -327,13 +327,14 @@ def patch(
     f: Callable | None = None,  # its first parameter is annotated with the class
     *,
     as_prop: bool = False,  # True: a property, which is read without a call
+    cls_method: bool = False,  # True: a method of the class itself
 ) -> Callable | None:
     "Make a function a method of a class, so that a class can grow from cell to cell. The name itself stays free."
     if f is None:
-        return partial(patch, as_prop=as_prop)
+        return partial(patch, as_prop=as_prop, cls_method=cls_method)
     cls = next(iter(f.__annotations__.values()))
     f.__qualname__ = f"{cls.__name__}.{f.__name__}"
-    setattr(cls, f.__name__, property(f) if as_prop else f)
+    setattr(cls, f.__name__, property(f) if as_prop else classmethod(f) if cls_method else f)
 
 # %% ../../nbs/4_training/42_learner.ipynb #2dbd50d3
 @patch(as_prop=True)
