@@ -90,7 +90,7 @@ def check_rows(
     *splits: str,
 ) -> None:
     "Raise ValueError where a split has no rows."
-    if empty := [split for split in splits if not task.features(split)]:
+    if empty := [split for split in splits if split not in task.data or not task.features(split)]:
         raise ValueError(f"no rows for {' and '.join(empty)}: the data are too few to be split. Add rows, or give a file for each split")
 
 # %% ../../nbs/A_app/A4_runs.ipynb #f4b74eee
