@@ -1,24 +1,12 @@
-"""Commands one after another in each of several processes; in their first life the second process is killed in the middle of a training."""
-import os
-import signal
+"""Commands one after another in each of several processes."""
 import sys
 
 import torch
 
-from ft_course.app import runs
 from ft_course.app.cli import app
 
 torch.set_num_threads(1)
 folder, data, model = sys.argv[1:]
-
-
-class Killer(runs.StopAndSave):
-    "Ends the second process as a lost machine does: without a word."
-
-    def after_update(self):
-        super().after_update()
-        if self.learner.rank == 1 and len(self.learner.losses) == 7 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def call(*words):
@@ -35,5 +23,3 @@ train("full")
 train("lora", "--method", "lora", "--option", "r=2", "--accumulate", "2")
 call("evaluate", f"{folder}/full", "--data", data, "--json")
 call("predict", f"{folder}/full", "--json", "Good soup")
-runs.StopAndSave = Killer
-train("killed", "--state-every", "2")

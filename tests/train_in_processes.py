@@ -1,13 +1,9 @@
 """Short runs, alone and in several processes; the first process writes what came out of them."""
-import logging
 import os
-import signal
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tiny import tiny_features, tiny_model
 
 from ft_course.model.parameters import weights
@@ -89,26 +85,3 @@ def work(rank: int, world: int, port: int, folder: Path) -> None:
     if world > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     main(folder)
-
-
-class Kill(Callback):
-    "In the first life, the second process dies without a word."
-
-    def before_update(self):
-        if self.learner.rank == 1 and self.learner.updates == 4 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed_once(folder: Path) -> None:
-    "A run that is started again after a process of it was killed."
-    torch.set_num_threads(1)
-    watch = Watch()
-    learner = learner_of("ner", [Kill(), watch, EarlyStopping(5), SaveState(folder / "killed", every=1)])
-    resume(learner, folder / "killed")
-    report(learner.fit(), watch, folder / "killed.safetensors")
-
-
-if __name__ == "__main__":
-    logging.captureWarnings(True)
-    config = LaunchConfig(1, 1, 2, run_id="killed", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=1, monitor_interval=0.1, start_method="fork")
-    elastic_launch(config, killed_once)(Path(sys.argv[1]))  # what torchrun does, with processes that have torch loaded already
