@@ -169,12 +169,13 @@ def test_labels_that_do_not_fit(finished, tmp_path):
     assert "needs tokens" in refused("evaluate", finished["ner"][0], "--data", stars)
 
 
-def test_a_file_too_small_to_be_split(finished, tmp_path):
+def test_a_new_file_counts_whole_and_an_old_one_is_cut_as_then(finished, tmp_path):
     few = tmp_path / "few.csv"
     few.write_text("text,label\ngood,positive\nbad,negative\n")
-    run = finished["classify"][0]
-    assert "no rows for test" in refused("evaluate", run, "--data", few)
-    assert ft_course("evaluate", run, "--data", few, "--split", "train").exit_code == 0
+    run, trained_on = finished["classify"]
+    assert json.loads(ft_course("evaluate", run, "--data", few, "--json").stdout)["support"] == 2
+    sizes = [json.loads(ft_course("evaluate", run, "--data", trained_on, "--split", split, "--json").stdout)["support"] for split in ("train", "test")]
+    assert sizes[0] > 5 * sizes[1] > 0
 
 
 def test_a_truncated_file_is_refused_by_name(run, finished):

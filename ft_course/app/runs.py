@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'StopAndSave', 'EndedEarly', 'newest', 'fit', 'check_rows', 'majority', 'bar', 'share_out', 'score',
-           'open_data', 'open_task', 'begin_training', 'train', 'reopen', 'evaluate']
+           'open_data', 'open_task', 'begin_training', 'train', 'rows_of', 'reopen', 'evaluate']
 
 # %% ../../nbs/A_app/A4_runs.ipynb #a5dd559a
 import json
@@ -199,6 +199,19 @@ def train(
             "majority": {split: majority(task, split) for split in SPLITS},
             "model": {split: score(task, split) for split in SPLITS}}
 
+# %% ../../nbs/A_app/A4_runs.ipynb #5be07d65
+def rows_of(
+    task: Task,  # of a run
+    data: str,  # as for `load`
+    split: str,
+    **columns: str | None,  # text_column, label_column, tags_column, format
+) -> datasets.Dataset:
+    "Rows to score: of what the run was trained on the same cut as then, of any other file all rows."
+    trained = task.training.get("data")
+    if trained and Path(data).resolve() == Path(trained).resolve():
+        return load(data, task.kind.name, seed=task.seed, **columns)[split]
+    return load_split(data, split, task.kind.name, **columns)
+
 # %% ../../nbs/A_app/A4_runs.ipynb #bd9e25c4
 def reopen(
     run: Path,  # what `train` wrote
@@ -220,7 +233,7 @@ def evaluate(
     device: str | None = None,
     **columns: str | None,  # text_column, label_column, tags_column, format
 ) -> dict:
-    "The report of a saved model on new rows. Raises ValueError where there are none."
+    "The report of a saved model on rows of its own split, or on new ones. Raises ValueError where there are none."
     task = together(lambda: reopen(run, base, device))
-    table = together(lambda: load_split(data, split, task.kind.name, **columns))
+    table = together(lambda: rows_of(task, data, split, **columns))
     return score(task, table)

@@ -16,9 +16,7 @@ import signal
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
@@ -256,8 +254,9 @@ def smooth(values: list[float], n: int = 20) -> np.ndarray:  # as many as there 
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 # %% ../../nbs/4_training/43_callbacks.ipynb #f98c1988
-def plot_losses(learner: Learner, ax: Axes | None = None) -> Axes:
+def plot_losses(learner: Learner, ax: "Axes | None" = None) -> "Axes":
     "Draw the training loss of each update, its running mean, and the validation loss of each epoch."
+    import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6, 3.2))[1]
     steps = np.arange(1, len(learner.losses) + 1)
     ax.plot(steps, learner.losses, alpha=0.35, label="an update")
@@ -278,6 +277,7 @@ class LiveCurve(Callback):
 
     def draw(self) -> None:
         "Draw anew in the same place."
+        import matplotlib.pyplot as plt
         self.drawn = time.monotonic()
         ax = plot_losses(self.learner)
         plt.close(ax.figure)
