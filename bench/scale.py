@@ -1,4 +1,4 @@
-"""A million rows of 64 tokens: seconds and megabytes of each step, from texts to batches.
+"""A million rows of 64 tokens: seconds and megabytes of each step, from a file of texts to batches.
 
     python bench/scale.py [--rows 200000]
 
@@ -9,6 +9,7 @@ Nothing is written to results/: the numbers are of this machine, at this moment.
 import argparse
 import ctypes
 import gc
+import json
 import random
 import tempfile
 from importlib.resources import files
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer
 from ft_course.data.alignment import encode_batches, encode_texts
 from ft_course.data.batching import LengthBucketSampler, collate
 from ft_course.data.columns import lengths_of, open_features, save_features, take
+from ft_course.data.sources import load
 
 PAGE = 4096 / 1e6
 
@@ -43,6 +45,17 @@ def some_texts(tokenizer, rows: int, tokens: int = 64) -> list[str]:
     words = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii() and len(word) > 2)
     lines = [" ".join(rng.choices(words, k=rng.randint(tokens // 3, 5 * tokens // 3) - 2)) for _ in range(5000)]
     return [lines[i % len(lines)] for i in range(rows)]
+
+
+def load_texts(texts: list[str]) -> None:
+    "Write the texts as JSON Lines, load them, and say what that took; nothing of it is kept."
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "texts.jsonl")
+        with file.open("w") as out:
+            out.writelines(json.dumps({"text": f"{text} {i}", "label": ("bad", "good")[i % 2]}) + "\n" for i, text in enumerate(texts))
+        with Step("load, split and count copies", len(texts)):
+            data = load(file)
+    assert sum(map(len, data.values())) == len(texts)
 
 
 class Step:
@@ -72,6 +85,7 @@ def main():
     texts = some_texts(tokenizer, rows)
     with Step("libraries, tokenizer, texts", rows):
         list(encode_batches(tokenizer, texts[:1000], 128))
+    load_texts(texts)
     with Step("the tokenizer alone, on a tenth", rows // 10):
         for start in range(0, rows // 10, 1000):
             tokenizer.backend_tokenizer.encode_batch(texts[start : start + 1000])

@@ -1,4 +1,4 @@
-"""load: every format, every public set with the counts of its manifest, splits that don't leak, and bad input."""
+"""load: every format, every public set with the counts of its manifest, splits without leaks, and bad input."""
 import gzip
 import json
 import logging

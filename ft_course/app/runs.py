@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'StopAndSave', 'EndedEarly', 'newest', 'fit', 'check_rows', 'majority', 'bar', 'share_out', 'score',
-           'open_data', 'open_task', 'begin_training', 'train', 'rows_of', 'reopen', 'evaluate']
+           'open_data', 'open_task', 'begin_training', 'train', 'rows_to_score', 'reopen', 'evaluate']
 
 # %% ../../nbs/A_app/A4_runs.ipynb #a5dd559a
 import json
@@ -200,7 +200,7 @@ def train(
             "model": {split: score(task, split) for split in SPLITS}}
 
 # %% ../../nbs/A_app/A4_runs.ipynb #5be07d65
-def rows_of(
+def rows_to_score(
     task: Task,  # of a run
     data: str,  # as for `load`
     split: str,
@@ -235,5 +235,5 @@ def evaluate(
 ) -> dict:
     "The report of a saved model on rows of its own split, or on new ones. Raises ValueError where there are none."
     task = together(lambda: reopen(run, base, device))
-    table = together(lambda: rows_of(task, data, split, **columns))
+    table = together(lambda: rows_to_score(task, data, split, **columns))
     return score(task, table)

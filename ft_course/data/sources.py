@@ -151,7 +151,9 @@ def build(splits: dict[str, list[dict]], kind: str, account: Account) -> dataset
     info = datasets.DatasetInfo(description=account.close({split: len(rows) for split, rows in splits.items()}), features=datasets.Features(types))
     columns = {split: {name: [row[name] for row in rows] for name in inputs} | {column: answers(rows)} for split, rows in splits.items()}
     tables = {split: pyarrow.table(columns[split], schema=info.features.arrow_schema) for split in ("train", "validation", "test") if split in columns}
-    return datasets.DatasetDict({split: datasets.Dataset(datasets.table.InMemoryTable(table), info=info, split=datasets.NamedSplit(split)) for split, table in tables.items()})
+    made = datasets.DatasetDict({split: datasets.Dataset(datasets.table.InMemoryTable(table), info=info, split=datasets.NamedSplit(split)) for split, table in tables.items()})
+    pyarrow.default_memory_pool().release_unused()  # Arrow keeps what it needed on the way
+    return made
 
 # %% ../../nbs/2_data/21_sources.ipynb #33da65da
 Data = str | Path | datasets.DatasetDict | datasets.Dataset  # "reviews", "newswire", a name in PUBLIC, a file, a folder of splits, a hub name, or typed tables
