@@ -1,8 +1,10 @@
 """People's own files: each kind that was ever read wrongly is read rightly now, or refused in one line with the way out."""
+import bz2
 import gzip
 import io
 import json
 import logging
+import lzma
 import zipfile
 from pathlib import Path
 
@@ -65,6 +67,17 @@ NER = {
     "small letters": ("Ada b-PER\nFoe i-PER\nran o\n", [["Ada", "Foe", "ran"]], [["B-PER", "I-PER", "O"]]),
     "many blanks": ("Ada    B-PER\nran \t O\n", [["Ada", "ran"]], [["B-PER", "O"]]),
     "a number sign": ("# O\nAda B-PER\n", [["#", "Ada"]], [["O", "B-PER"]]),
+    "a header": ("word\ttag\nAda\tB-PER\nran\tO\n", [["Ada", "ran"]], [["B-PER", "O"]]),
+    "lines about several words": ("1-2\tdel\tO\n1\tde\tO\n2\tel\tO\n3\tOslo\tB-LOC\n", [["de", "el", "Oslo"]], [["O", "O", "B-LOC"]]),
+    "IOE1": ("Ada I-PER\nFoe I-PER\nsaw O\nOslo E-LOC\nTurin I-LOC\n", [["Ada", "Foe", "saw", "Oslo", "Turin"]], [["B-PER", "I-PER", "O", "B-LOC", "B-LOC"]]),
+    "IOE2": ("Ada I-PER\nFoe E-PER\nOslo E-LOC\nTurin E-LOC\n", [["Ada", "Foe", "Oslo", "Turin"]], [["B-PER", "I-PER", "B-LOC", "B-LOC"]]),
+    "BILOU": ("Ada B-PER\nvan I-PER\nFoe L-PER\nOslo U-LOC\n", [["Ada", "van", "Foe", "Oslo"]], [["B-PER", "I-PER", "I-PER", "B-LOC"]]),
+    "BMES": ("Ada B-PER\nvan M-PER\nFoe E-PER\nOslo S-LOC\n", [["Ada", "van", "Foe", "Oslo"]], [["B-PER", "I-PER", "I-PER", "B-LOC"]]),
+    "type first": ("Ada PER-B\nFoe PER-I\nran O\n", [["Ada", "Foe", "ran"]], [["B-PER", "I-PER", "O"]]),
+    "type first, letters of BIOES": ("Ada PER-B\nFoe PER-E\nOslo LOC-S\n", [["Ada", "Foe", "Oslo"]], [["B-PER", "I-PER", "B-LOC"]]),
+    "underscores": ("Ada B_PER\nFoe I_PER\nran O\n", [["Ada", "Foe", "ran"]], [["B-PER", "I-PER", "O"]]),
+    "commas": ("Ada,B-PER\nran,O\n\nBo,B-PER\n", [["Ada", "ran"], ["Bo"]], [["B-PER", "O"], ["B-PER"]]),
+    "commas and a header": ("token,tag\nAda,B-PER\nran,O\n\nBo,B-PER\n", [["Ada", "ran"], ["Bo"]], [["B-PER", "O"], ["B-PER"]]),
     "OntoNotes": ("#begin document (x); part 000\n" + "".join(f"x 0 {i} {w} NN * - - - - {ne} (ARG0*) -\n" for i, (w, ne) in enumerate([
         ("New", "(GPE*"), ("York", "*)"), ("saw", "*"), ("Ada", "(PERSON)")])) + "\n#end document\n", [["New", "York", "saw", "Ada"]], [["B-GPE", "I-GPE", "O", "B-PERSON"]]),
 }
@@ -80,11 +93,28 @@ def test_columns(tmp_path, text, tokens, tags):
     ("Ada B-PER\nsaw O\nNew Lagos B-LOC\n", ["line 3", "3 columns", "most lines have 2"]),
     ("Ada B-PER\nsaw O\nLagos NNP\tB-LOC\n", ["line 3", "3 columns"]),
     ("Ada\tB-PER\nsaw\tO\nLagos B-LOC\n", ["line 3", "one column"]),
-    ("Ada NNP B-NP B-PER\nsaw V B-VP O\nLagos N B-NP LOC\n", ["line 3", "unknown tag 'LOC'"]),
+    ("Ada NNP B-NP B-PER\nsaw V B-VP O\nLagos N B-NP LOC\n", ["line 3", "unknown tag 'LOC'", "read as conll"]),
+    ("Ada B-PER\nran O\n\nBo O\nFoe PER-I\n\nIt O\nI B-PER\n", ["line 4", "type first", "O PER-I"]),
+    ("#begin document (x)\nx 0 0 New NN * - - - - (GPE(ORG* * -\n", ["line 2", "one inside of another"]),
+    ("Word,Tag\nAda,B-PER\nran,O\n", ["nothing says where a sentence ends", "Sentence #"]),
+    ("Sentence #,Word,Tag\n1,Ada,B-PER\n,ran,O\n,far,X\n", ["line 4", "unknown tag 'X'"]),
+    ("Sentence #,Word,Tag\n1,Ada,B-PER\n,ran, away,O\n,far,O\n", ["line 3", "more columns"]),
 ])
 def test_a_line_that_breaks_the_rule_is_named(tmp_path, text, words):
     message = refusal(load, write(tmp_path / "a.conll", text))
     assert all(word in message for word in ["a.conll", *words]), message
+
+
+@pytest.mark.parametrize("text, words", [
+    ("word tag\nAda B-PER\nFoe L-PER\nran O\n", ["1 line that names the columns passed over", "tags such as L-PER read as E-PER"]),
+    ("1-2\tdel\tO\n1\tde\tO\n2\tel\tO\n", ["1 lines about several words", "columns 2 and 3"]),
+    ("Ada I-PER\nFoe E-PER\n", ["tags rewritten from IOE2 to IOB2"]),
+    ("Ada I-PER\nran O\nOslo E-LOC\nTurin I-LOC\n", ["tags rewritten from IOE1 to IOB2"]),
+    ("".join(f"word{i} B-X\n\n" for i in range(10)), ["every sentence of test has one word"]),
+])
+def test_what_was_changed_in_columns_is_said(tmp_path, text, words):
+    account = said(load_split(write(tmp_path / "a.conll", text)))
+    assert all(word in account for word in words) and "repaired" not in account, account
 
 
 # ---- names of files and splits
@@ -104,6 +134,15 @@ FOLDERS = {
                 {"train": ["train/neg", "train/pos"], "test": ["test/neg", "test/pos"]}, ["imdb.vocab", "train/unsup", "train/urls_pos.txt"]),
     "slots": (["train/seq.in", "train/seq.out", "train/label", "valid/seq.in", "valid/seq.out", "test/seq.in", "test/seq.out"],
               {"train": ["train"], "validation": ["valid"], "test": ["test"]}, []),
+}
+
+
+FOLDERS |= {
+    "texts without an ending": (["train/sci.space/123", "train/alt.atheism/7", "test/sci.space/9", "test/alt.atheism/4"],
+                                {"train": ["train/alt.atheism", "train/sci.space"], "test": ["test/alt.atheism", "test/sci.space"]}, []),
+    "underscores": (["_train.csv", "train.csv", ".train.csv"], {"train": ["train.csv"]}, ["_train.csv"]),
+    "slots of one split": (["seq.in", "seq.out", "label"], {"all": ["."]}, []),
+    "one saved table": (["data-00000-of-00001.arrow", "dataset_info.json", "state.json"], {"all": ["."]}, []),
 }
 
 
@@ -193,6 +232,28 @@ def test_the_user_names_the_columns(tmp_path):
     assert rows(load_split(words, text_column="w", tags_column="t")) == [{"tokens": ["Ada", "ran"], "ner_tags": ["B-PER", "O"]}]
 
 
+@pytest.mark.parametrize("name, content, options, row", [
+    ("news.csv", '3,"Oil","A barrel."\n1,"Ada","She ran."\n', dict(text_column="3", label_column="1"), {"text": "A barrel.", "label": "3"}),
+    ("pairs.tsv", "a b\tc d\t1\ne f\tg h\t0\n", dict(text_column="1,2", label_column="3"), {"text_a": "a b", "text_b": "c d", "label": "1"}),
+    ("a.conll", "Ada B-PER B-NP\nran O O\n", dict(tags_column="2"), {"tokens": ["Ada", "ran"], "ner_tags": ["B-PER", "O"]}),
+    ("b.conll", "x Ada B-NP B-PER\ny ran O O\n", dict(text_column="2", tags_column="3"), {"tokens": ["Ada", "ran"], "ner_tags": ["B-NP", "O"]}),
+])
+def test_columns_without_a_name_have_a_number(tmp_path, name, content, options, row):
+    assert read(tmp_path / name, content, **options)[0] == row
+
+
+def test_a_column_that_is_not_there_by_number(tmp_path):
+    assert "no column 5" in refusal(load, write(tmp_path / "a.conll", "Ada B-PER\nran O\n"), tags_column="5")
+    assert "no column '5'" in refusal(load, write(tmp_path / "a.csv", CSV), text_column="5", label_column="1")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    for label in ("pos", "neg"):
+        write(tmp_path / "texts" / label / "0.txt", "x")
+    assert "is a folder: format 'csv' reads files" in refusal(load, tmp_path / "texts", format="csv")
+    assert "is a file: format 'slots' reads folders" in refusal(load, write(tmp_path / "a.csv", CSV), format="slots")
+
+
 def test_unknown_formats_and_tasks_list_the_known(tmp_path):
     assert "conll, table, csv" in refusal(load, write(tmp_path / "a.csv", CSV), format="excel")
     assert "multilabel" in refusal(load, tmp_path / "a.csv", "sentiment")
@@ -209,21 +270,22 @@ TABLES = {
     "blanks behind classes": "text,label\nGood soup,pos \nBad soup, neg\nKind staff,pos\nCold room,neg\u00a0\n",
     "bare carriage returns": CSV.replace("\n", "\r"),
     "Windows": "\ufeff" + CSV.replace("\n", "\r\n"),
+    "Excel's first line": "sep=;\n" + CSV.replace(",", ";"),
     "capitals": CSV.replace("text,label", "Text,Label"),
     "empty lines": CSV.replace("\n", "\n\n"),
     "fastText": "__label__pos Good soup\n__label__neg Bad soup\n__label__pos Kind staff\n__label__neg Cold room\n",
     "JSON list": json.dumps([{"text": text, "label": label} for text, label in REVIEWS], indent=1),
     "JSON objects over lines": "\n".join(json.dumps({"text": text, "label": label}, indent=2) for text, label in REVIEWS),
+    "JSON with a version": json.dumps({"version": 1, "data": [{"text": text, "label": label} for text, label in REVIEWS]}),
     "JSON in an object": json.dumps({"rows": [{"text": text, "label": label} for text, label in REVIEWS]}),
 }
 
 
-@pytest.mark.parametrize("packed", ["", "gz", "zip"])
+@pytest.mark.parametrize("packed", ["", "gz", "bz2", "xz", "zip"])
 @pytest.mark.parametrize("content", TABLES.values(), ids=TABLES)
 def test_tables_of_texts(tmp_path, content, packed):
     raw = content.encode()
-    if packed == "gz":
-        raw = gzip.compress(raw)
+    raw = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}.get(packed, bytes)(raw)
     if packed == "zip":
         with zipfile.ZipFile(archive := io.BytesIO(), "w") as file:
             file.writestr("inside.csv", raw)
@@ -255,6 +317,9 @@ def test_lists_in_cells(tmp_path):
 
 def test_kaggle(tmp_path):
     header = "Sentence #,Word,POS,Tag\n"
+    header2, row = "sentence_id,words,labels\n", [{"tokens": ["Ada", "saw"], "ner_tags": ["B-per", "O"]}, {"tokens": ["Rain"], "ner_tags": ["O"]}]
+    assert read(tmp_path / "simple.csv", header2 + "0,Ada,B-per\n0,saw,O\n1,Rain,O\n") == row
+    assert "cut by semicolons" in said(load_split(write(tmp_path / "semi.csv", (header2 + "0,Ada,B-per\n0,saw,O\n").replace(",", ";"))))
     for name, first in {"blank": "Sentence: 1,Ada,NNP,B-per\n,saw,VBD,O\n", "each": "Sentence: 1,Ada,NNP,B-per\nSentence: 1,saw,VBD,O\n"}.items():
         found = read(tmp_path / f"{name}.csv", header + first + "Sentence: 2,Rain,NN,O\n")
         assert found == [{"tokens": ["Ada", "saw"], "ner_tags": ["B-per", "O"]}, {"tokens": ["Rain"], "ner_tags": ["O"]}]
@@ -278,6 +343,10 @@ def test_kinds_of_answers(tmp_path, labels, column, values, task):
 
 
 BAD_ROWS = {
+    "a text alone": ("Ada", "no row"),
+    "null": (None, "no row"),
+    "a span of two types": ({"text": "Ada", "spans": [{"start": 0, "end": 3, "labels": ["PER", "X"]}]}, "needs one type"),
+    "a number for a tag": ({"tokens": ["Ada"], "ner_tags": [1]}, "unknown tag '1': expected O, or B-TYPE, I-TYPE, E-TYPE, S-TYPE, and no number"),
     "a number for a text": ({"text": 5, "label": "a"}, "no `text`: column 'text' holds 5"),
     "no text": ({"text": None, "label": "a"}, "no `text`: column 'text' holds None"),
     "a list for a text": ({"text": ["a"], "label": "a"}, "column 'text' holds ['a']"),
@@ -323,13 +392,17 @@ TOOLS = {
     "spaCy 2": json.dumps([{"id": 0, "paragraphs": [{"sentences": [{"tokens": [{"orth": w, "ner": t} for w, t in zip(["Ada", "Foe", "saw", "Oslo", "."], ["B-PER", "L-PER", "O", "U-LOC", "O"])]}]}]}]),
     "Label Studio": json.dumps([STUDIO], indent=1),
     "Label Studio, minimal": json.dumps([{"id": 1, "text": TEXT, "label": [{"start": 0, "end": 7, "text": "Ada Foe", "labels": ["PER"]}, {"start": 12, "end": 16, "text": "Oslo", "labels": ["LOC"]}]}]),
+    "doccano, data": jsonl({"id": 1, "data": TEXT, "label": [[0, 7, "PER"], [12, 16, "LOC"]]}),
+    "spaCy, pairs by line": jsonl([TEXT, {"entities": [[0, 7, "PER"], [12, 16, "LOC"]]}]) * 2,
+    "spaCy, an object": json.dumps({"classes": ["PER", "LOC"], "annotations": [[TEXT, {"entities": [[0, 7, "PER"], [12, 16, "LOC"]]}], None]}),
+    "Label Studio, one task": json.dumps(STUDIO),
     "blanks inside of a span": jsonl({"text": TEXT, "label": [[0, 8, "PER"], [11, 16, "LOC"]]}),
 }
 
 
 @pytest.mark.parametrize("content", TOOLS.values(), ids=TOOLS)
 def test_spans_of_characters(tmp_path, content):
-    assert read(tmp_path / "a.json", content) == [{"tokens": ["Ada", "Foe", "saw", "Oslo", "."], "ner_tags": TAGS}]
+    assert read(tmp_path / "a.json", content)[:1] == [{"tokens": ["Ada", "Foe", "saw", "Oslo", "."], "ner_tags": TAGS}]
 
 
 def test_spans_that_cut_words_are_counted_with_the_first(tmp_path):
@@ -352,6 +425,20 @@ def test_rejected_rows_of_prodigy_are_left_out(tmp_path):
     assert len(data) == 2 and "1 rows left out: answer 'reject'" in said(data) and "1 rows left out: answer 'ignore'" in said(data)
 
 
+def chosen(*labels, spans=()) -> dict:
+    "An annotation of Label Studio."
+    return {"result": [{"from_name": "mood", "value": {"choices": [label]}} for label in labels] + [{"from_name": "ner", "value": span} for span in spans]}
+
+
+def test_label_studio_says_what_it_leaves_out(tmp_path):
+    span = {"start": 0, "end": 3, "labels": ["PER"]}
+    tasks = [{"data": {"text": "Ada"}, "annotations": [chosen("x", spans=[span]), chosen("y")]}, {"data": {"text": "Bo"}, "annotations": [chosen("y", spans=[span | {"end": 2}])]}, {"data": {"text": "c"}, "annotations": [chosen()]}]
+    path = write(tmp_path / "a.json", json.dumps(tasks))
+    account = said(load_split(path))
+    assert "1 texts have several annotations" in account and "1 rows left out: no choice was made" in account and "task='ner' reads them" in account
+    assert rows(load_split(path, task="ner"))[1] == {"tokens": ["Bo"], "ner_tags": ["B-PER"]}
+
+
 @pytest.mark.parametrize("content, expected", [
     (jsonl({"text": "a", "options": [{"id": "x"}, {"id": "y"}], "accept": ["x"], "config": {"choice_style": "single"}, "answer": "accept"}), {"label": "x"}),
     (jsonl({"text": "a", "options": [{"id": "x"}, {"id": "y"}], "accept": ["x", "y"], "answer": "accept"}), {"labels": ["x", "y"]}),
@@ -360,6 +447,7 @@ def test_rejected_rows_of_prodigy_are_left_out(tmp_path):
     (json.dumps([{"data": {"text": "a"}, "annotations": [{"result": [{"from_name": "mood", "value": {"choices": ["x"]}}]}]}]), {"label": "x"}),
     (json.dumps([{"data": {"review": "a"}, "annotations": [{"result": [{"from_name": "mood", "value": {"choices": ["x"]}}]}]}, {"data": {"review": "b"}, "annotations": []}]), {"label": "x"}),
     ("__label__x __label__y a\n__label__x b\n", {"labels": ["x", "y"]}),
+    ("__label__x\u00a0y a\n__label__x b\n", {"label": "x\u00a0y"}),
 ])
 def test_classes_of_tools(tmp_path, content, expected):
     assert read(tmp_path / "a.json", content)[0] == {"text": "a"} | expected
@@ -464,6 +552,17 @@ REFUSED = {
     "no parquet": (b"PAR1abc", ["parquet"]),
     "a quote that never closes": (b'text,label\n"a, b,pos\nc,neg\n', ["behind line", "format='tsv'"]),
     "twice the same column": (b"text,text,label\na,b,c\n", ["'text' twice"]),
+    "quotes behind backslashes": (b'text,label\n"Say \\"hi\\" now",pos\n"Bad",neg\n', ["backslashes", "Double them"]),
+    "blanks before quotes": (b'text,label\nGood,pos\nBad, "neg"\n', ["a blank stands in front of a quote"]),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n", ["git lfs pull"]),
+    "an archive in another": (gzip.compress(gzip.compress(CSV.encode())), ["unpack it"]),
+    "an archive of zstd": (b"\x28\xb5\x2f\xfdabc", ["archive"]),
+    "a tar archive": (gzip.compress(b"train.csv" + bytes(248) + b"ustar" + bytes(300)), ["tar archive"]),
+    "an old Excel workbook": (b"\xd0\xcf\x11\xe0" + bytes(50), ["old Office file", "CSV UTF-8"]),
+    "an Arrow file": (b"\xff\xff\xff\xff\x10" + bytes(50), ["Arrow", "save_to_disk"]),
+    "a name twice in an object": (b'{"text": "a", "text": "b", "label": "x"}', ["line 1", "'text' stands twice"]),
+    "a web page": (b"<html></html>", ["no rows to train on", "read a.csv (table"]),
+    "only rejected rows": (b'{"text": "a", "label": "x", "answer": "reject"}', ["no rows to train on", "1 rows left out: answer 'reject'"]),
     "one column": (b"text\nGood\n", ["line 2", "no `label`", "label_column="]),
     "a sentence per line": (b"Ada saw Oslo\nRain fell\n", ["line 2", "no `text`"]),
 }
@@ -479,10 +578,13 @@ def test_refused_by_name(tmp_path, content, words):
     ("text,label\n" + "".join(f"text {i},pos\n" for i in range(30)), "train has one class only, 'pos'"),
     ("".join(f"word{i} O\n\n" for i in range(30)), "all tags of train are O"),
     ("text,label\na,x\nb,y\n", "validation has no rows"),
+    ("text,label\na,x\nb,y\n ,y\n", "1 texts without a word"),
+    ("text,label\na,Good\nb,good\nc,bad\n", "'Good' and 'good' are two classes"),
+    ("text,label\na,1\nb,1.0\nc,0\n", "'1' and '1.0' are two classes"),
     ("text,label\n" + "a,x\nb,y\n" * 20, "38 of 40 rows repeat the text of another"),
 ])
 def test_data_that_cannot_teach_are_said(tmp_path, caplog, content, warning):
-    with caplog.at_level(logging.WARNING, logger="ft_course.data.sources"):
+    with caplog.at_level(logging.INFO, logger="ft_course.data.sources"):
         data = load(write(tmp_path / "a.csv", content))
     assert warning in caplog.text and warning in said(data)
 

@@ -19,7 +19,6 @@ LEFT = {  # doubles that are still there: this list only gets shorter
     "COLUMNS": ("data/tables", "training/callbacks"),
     "Data": ("app/cli", "data/sources"),
     "SPLITS": ("app/runs", "data/splits"),
-    "ask": ("data/sources", "peft/injection"),
     "check_labels": ("model/checkpoints", "training/metrics"),
     "check_sentences": ("data/alignment", "training/metrics"),
     "check_table": ("training/scores", "training/tables"),

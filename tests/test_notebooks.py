@@ -99,7 +99,7 @@ def imports(source: str) -> list[str]:
     return [name.removeprefix("ft_course.") for name in found]
 
 
-AHEAD = {"peft.files", "data.formats", "data.annotations", "data.public", "data.splits", "data.tables", "data.columns"}  # 24 and 26 to 2A take apart, for those who want to know, what 21 to 23 use
+AHEAD = {"peft.files", "data.formats", "data.annotations", "data.public", "data.splits", "data.tables", "data.columns", "data.readers"}  # 24 and 26 to 2B take apart, for those who want to know, what 21 to 23 use
 
 
 @each_lesson

@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from ft_course.data import formats, tables
+from ft_course.data import readers, tables
 from ft_course.data.formats import BadData
 from ft_course.data.public import PUBLIC
 from ft_course.data.sources import load
@@ -89,13 +89,13 @@ def test_texts_in_every_format_come_out_alike(tmp_path, ending, text, packed):
 
 
 @pytest.mark.parametrize("reader, text, rows", [
-    (formats.read_valence, "1\t2.7\tSo lucky.\r\n2\t-0.0\tAt nine.\r\n3\t-.5\tLate.\r\n",
+    (readers.read_valence, "1\t2.7\tSo lucky.\r\n2\t-0.0\tAt nine.\r\n3\t-.5\tLate.\r\n",
      [{"text": "So lucky.", "label": "positive"}, "valence 0", {"text": "Late.", "label": "negative"}]),
-    (formats.read_pros_cons, "<Pros>Small &amp;amp;  light</Pros>\n\n  <Cons>Dear &amp;#13;&amp;#10; </Cons>\n",
+    (readers.read_pros_cons, "<Pros>Small &amp;amp;  light</Pros>\n\n  <Cons>Dear &amp;#13;&amp;#10; </Cons>\n",
      [{"text": "Small & light", "label": "positive"}, {"text": "Dear", "label": "negative"}]),
-    (tables.read_sentfin, "Title,Decisions\nUp,\"{'A': 'positive', 'Moody's': 'positive'}\"\nSo,\"{'A': 'negative', 'B': 'neutral'}\"\n",
+    (readers.read_sentfin, "Title,Decisions\nUp,\"{'A': 'positive', 'Moody's': 'positive'}\"\nSo,\"{'A': 'negative', 'B': 'neutral'}\"\n",
      [{"text": "Up", "label": "positive"}, "entities of mixed sentiment"]),
-    (formats.read_snips, json.dumps({"Play": [{"data": [{"text": "play "}, {"text": "Bella Ciao", "entity": "track"}]}]}),
+    (readers.read_snips, json.dumps({"Play": [{"data": [{"text": "play "}, {"text": "Bella Ciao", "entity": "track"}]}]}),
      [{"text": "play Bella Ciao", "label": "Play", "tokens": ["play", "Bella", "Ciao"], "ner_tags": ["O", "B-track", "I-track"]}]),
 ])
 def test_formats_of_one_data_set(tmp_path, reader, text, rows):

@@ -20,6 +20,7 @@ ONE_SCREEN = {"4_training/42_learner": ("class Learner:", 60, "the loop is read 
 NO_PICTURE = {
     "2_data/24_formats": "bytes become rows of text: what there is to see is text",
     "2_data/29_tables": "cells become rows with names: what there is to see is text",
+    "2_data/2B_readers": "brackets, marks and numbers become rows with names: what there is to see is text",
     "4_training/40_updates": "its subject is that two numbers are equal; the pictures of schedules and clipping are in 17",
     "5_tasks/50_task": "it joins parts that have their pictures in 22, 41 and 42; the tasks' own are in 51 and 52",
     "6_peft/60_injection": "names, places and files: what changes is in lists, which the page prints",

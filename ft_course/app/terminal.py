@@ -133,10 +133,10 @@ def show_report(
 def read_lines(
     stream: Any,  # binary, such as sys.stdin.buffer
 ) -> Iterator[str]:
-    "The lines of a stream without their ends. Raises ValueError for one that is not UTF-8."
+    "The lines of a stream without their ends and a byte-order mark. Raises ValueError for one that is not UTF-8."
     for n, line in enumerate(stream, 1):
         try:
-            yield line.decode("utf-8").rstrip("\r\n")
+            yield line.decode("utf-8-sig" if n == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as bad:
             raise ValueError(f"standard input, line {n}: byte 0x{line[bad.start]:02x} is not UTF-8; give UTF-8 text") from None
 

@@ -21,9 +21,9 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from .formats import (BadData, read_conll, read_pros_cons,
-                                    read_snips, read_valence)
-from .tables import read_csv, read_sentfin
+from .formats import BadData, read_conll
+from .readers import read_pros_cons, read_sentfin, read_snips, read_valence
+from .tables import read_csv
 
 # %% ../../nbs/2_data/27_public.ipynb #aea0b03c
 def digest(

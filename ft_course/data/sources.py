@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Placed', 'BUNDLED', 'Data', 'by_our_names', 'read_files', 'read_parts', 'given_names', 'locate', 'read_hub',
-           'read_source', 'gather', 'build', 'decide', 'ask', 'load', 'shown', 'load_split', 'from_dataset_dict']
+           'read_source', 'gather', 'build', 'decide', 'load', 'shown', 'load_split', 'from_dataset_dict']
 
 # %% ../../nbs/2_data/21_sources.ipynb #7a043179
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -15,11 +15,11 @@ from pathlib import Path
 import datasets
 import pyarrow
 
-from .annotations import FORMATS, rows_of, sniff
 from .formats import BadData, Note, parse
 from .public import ALIASES, PUBLIC, Source, public_set
+from .readers import check_wish, find_answers, open_file, sniff, typed_rows
 from .splits import Account, class_names, complete, copies, degenerate, find_files, kinds, known_splits, some
-from .tables import Wanted, choose, find_answers, standard
+from .tables import Wanted, choose, mixed_tags, standard
 from .tags import all_to_iob2
 from ..theory.kinds import KINDS, PAIR
 
@@ -42,17 +42,20 @@ def by_our_names(account: Account, wanted: Wanted) -> Callable:
 
 # %% ../../nbs/2_data/21_sources.ipynb #de1423d8
 def read_files(found: dict[str, list[Path]], read: Callable | None, format: str | None, wanted: Wanted, account: Account) -> Placed:
-    "Read the files of each split: split, place and row."
-    rule = by_our_names(account, wanted)
+    "Read the files of each split: split, place and row. An error says how the file was read, where that was guessed."
     for split, paths in found.items():
         for file in paths:
             name = format or sniff(file)
             account.note(account.formats, read.__name__.removeprefix("read_") if read else name)
             account.note(account.formats, "typed" if name in ("parquet", "saved") else "UTF-8")
             account.rows[split, file.name] += 0
-            where = f"{file.name}, line"
-            for n, row in parse(file, (read or FORMATS[name])(file), rule):
-                yield split, (where, n), row
+            rows, columns = (read(file), wanted) if read else open_file(file, name, wanted)
+            try:
+                for n, row in parse(file, rows, by_our_names(account, columns)):
+                    yield split, (f"{file.name}, line", n), row
+            except BadData as error:
+                guessed = not (read or format) and name in ("table", "conll") and ", in " in str(error)
+                raise BadData(f"{error} (read as {name}; if it is none: format=…; columns without names by number: text_column=2)") if guessed else error from None
 
 # %% ../../nbs/2_data/21_sources.ipynb #e65469f5
 def read_parts(parts: dict[str, datasets.Dataset], wanted: Wanted, account: Account) -> Placed:
@@ -62,7 +65,7 @@ def read_parts(parts: dict[str, datasets.Dataset], wanted: Wanted, account: Acco
     account.unread += [name for name in parts if name not in splits.values()]
     for split, name in splits.items():
         account.rows[split, name] += 0
-        for n, row in parse(Path(name), rows_of(parts[name]), rule):
+        for n, row in parse(Path(name), typed_rows(parts[name]), rule):
             yield split, (f"{name}, row", n), row
 
 def given_names(parts: dict[str, datasets.Dataset], wanted: Wanted) -> list[str] | None:
@@ -115,7 +118,7 @@ def read_source(data: str | Path | datasets.DatasetDict | datasets.Dataset, want
 # %% ../../nbs/2_data/21_sources.ipynb #6ebc211f
 def gather(placed: Placed, account: Account) -> dict[str, list[dict]]:
     "Collect rows by split, each with its place. Raises BadData where rows are of different kinds."
-    splits, columns, counts = defaultdict(list), None, Counter()
+    splits, columns = defaultdict(list), None
     for split, place, row in placed:
         if isinstance(row, Note):
             account.note(account.notes, row)
@@ -124,11 +127,10 @@ def gather(placed: Placed, account: Account) -> dict[str, list[dict]]:
         else:
             columns = columns or row.keys() - {"place"}
             if row.keys() != columns:
-                raise BadData(f"{place[0]} {place[1]}: a row of {', '.join(row)} among rows of {', '.join(columns)}: name the task, or keep them in files of their own")
-            counts[split, place[0]] += 1
+                raise BadData(f"{place[0]} {place[1]}: a row of {', '.join(sorted(row))} among rows of {', '.join(sorted(columns))}: name the task, or keep them in files of their own")
+            account.rows[split, place[0].rsplit(",", 1)[0]] += 1
             row["place"] = place
             splits[split].append(row)
-    account.rows.update({(split, where.rsplit(",", 1)[0]): n for (split, where), n in counts.items()})
     return splits
 
 # %% ../../nbs/2_data/21_sources.ipynb #8f3de2d5
@@ -163,25 +165,22 @@ def decide(splits: dict[str, list[dict]], wanted: Wanted, account: Account) -> s
     "Find the kind of answers and bring tags to IOB2, in place; returns the kind."
     rows = [row for part in splits.values() for row in part]
     if "ner_tags" not in rows[0]:
+        if empty := sum(not row[name].strip() for row in rows for name in ("text", *PAIR) if name in row):
+            account.note(account.notes, f"{empty} texts without a word")
         kind, note = find_answers(rows, wanted.task)
         account.note(account.notes, kind + (f": {note}" if note else ""))
         return kind
     if empty := sum(not any(row["tokens"]) for row in rows):
         account.note(account.notes, f"{empty} sentences of empty words")
-    tags, changes = all_to_iob2([row["ner_tags"] for row in rows])
+    try:
+        tags, changes = all_to_iob2([row["ner_tags"] for row in rows])
+    except ValueError:
+        raise mixed_tags(rows) from None
     for row, found in zip(rows, tags):
         row["ner_tags"] = found
     account.note(account.notes, "ner" if changes else "ner, tags in IOB2")
     account.changes += changes
     return "ner"
-
-def ask(task: str | None, text_column: str | None, label_column: str | None, tags_column: str | None, format: str | None) -> Wanted:
-    "Check what the user asks for; raises ValueError that lists what there is."
-    if task not in (None, *KINDS):
-        raise ValueError(f"no task {task!r}: choose {' or '.join(KINDS)}")
-    if format not in (None, *FORMATS):
-        raise ValueError(f"no format {format!r}: choose {', '.join(FORMATS)}")
-    return Wanted(task, text_column, label_column, tags_column)
 
 # %% ../../nbs/2_data/21_sources.ipynb #81c66990
 def load(
@@ -195,11 +194,11 @@ def load(
     seed: int = 0,                    # for splits that have to be made
 ) -> datasets.DatasetDict:     # train, validation, test with text or text_a and text_b and label, labels or score; or tokens and ner_tags in IOB2
     "Load labelled text; the account is logged and kept in info.description. Raises BadData, FileNotFoundError, ValueError."
-    wanted = ask(task, text_column, label_column, tags_column, format)
+    wanted = check_wish(task, text_column, label_column, tags_column, format)
     account = Account(shown(name_or_path))
     splits = gather(read_source(name_or_path, wanted, format, account), account)
     if not {"train", "all"} & splits.keys():
-        raise BadData(f"{account.name} has no rows to train on: name the files of a folder train…, valid… and test…" + "; ".join(["", *account.left()]))
+        raise account.nothing()
     account.warnings += [f"{split} has no labelled row ({file}): a new one is cut from train" for (split, file), n in account.rows.items() if split not in splits]
     kind = decide(splits, wanted, account)
     account.warnings += copies(splits)
@@ -225,7 +224,7 @@ def load_split(
     seed: int = 0,
 ) -> datasets.Dataset:
     "Load one part as it is, without cutting: a file, or the files of a split. Where the split has to be cut, it is `load`'s."
-    wanted = ask(task, text_column, label_column, tags_column, format)
+    wanted = check_wish(task, text_column, label_column, tags_column, format)
     account = Account(shown(name_or_path))
     splits = gather(read_source(name_or_path, wanted, format, account, split), account)
     part = "all" if splits.keys() == {"all"} else split
@@ -241,7 +240,7 @@ def load_split(
 # %% ../../nbs/2_data/21_sources.ipynb #959459de
 def from_dataset_dict(data: datasets.DatasetDict, task: str | None = None, **columns: str | None) -> datasets.DatasetDict:
     "Bring typed tables into our shape, with the splits that they have; what is in it already comes back as it is."
-    wanted = ask(task, *(columns.get(name) for name in ("text_column", "label_column", "tags_column")), None)
+    wanted = check_wish(task, *(columns.get(name) for name in ("text_column", "label_column", "tags_column")), None)
     account = Account(shown(data))
     splits = gather(read_source(data, wanted, None, account), account)
     if not splits:

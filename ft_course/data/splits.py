@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACES', 'MINUS', 'IDLE', 'ASCII_IDLE', 'SPLITS', 'UNREAD', 'UNLABELLED', 'log', 'kinds', 'text_key', 'shuffled',
-           'cut', 'copies', 'complete', 'said', 'Found', 'of_texts', 'units', 'find_files', 'known_splits',
+           'cut', 'copies', 'complete', 'said', 'Found', 'of_texts', 'is_one', 'units', 'find_files', 'known_splits',
            'class_names', 'some', 'degenerate', 'Read', 'Account']
 
 # %% ../../nbs/2_data/28_splits.ipynb #f6e64f4c
@@ -104,34 +104,37 @@ class Found(NamedTuple):
     splits: dict[str, list[Path]]  # split, or "all" -> its files; empty where no name says a split
     unread: list[Path]             # files and folders that are not read
 
-UNREAD = re.compile(r"(README|LICEN[CS]E|CITATION|MANIFEST|labeledBow)|.*\.(md|py|sh|log|pdf|png|jpe?g|ya?ml|toml|html?|feat|vocab|lock|zip\.part)$", re.I)
+UNREAD = re.compile(r"(_|dataset_(dict|infos?)\.json|README|LICEN[CS]E|CITATION|MANIFEST|labeledBow)|.*\.(md|py|sh|log|pdf|png|jpe?g|ya?ml|toml|html?|feat|vocab|lock|zip\.part)$", re.I)
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")
 
 def of_texts(folder: Path) -> bool:
     "Does a folder hold texts of one class, each in a file?"
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() and not said(folder.name) else []
-    return bool(names) and all(name.endswith(".txt") and not said(name) for name in names)
+    return bool(names) and all((name.endswith(".txt") or name.isdecimal()) and not said(name) for name in names)
+
+def is_one(folder: Path) -> bool:
+    "Is a folder read as one: slots, or what save_to_disk wrote?"
+    return any((folder / name).is_file() for name in ("seq.in", "state.json"))
 
 def units(folder: Path, depth: int = 3) -> Iterator[tuple[Path, bool]]:
     "The files of a folder, and the folders that are read as one; False beside what can't be data."
-    inside = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith((".", "_"))]
+    inside = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     classes = [entry for entry in inside if of_texts(entry)]
     for entry in inside:
         if len(classes) > 1:
-            whole = entry in classes or entry.is_dir() and not of_texts(entry)
-            yield entry, whole and entry.name not in UNLABELLED
-        elif entry.is_dir() and not {"seq.in", "dataset_info.json"} & {file.name for file in entry.iterdir()}:
+            yield entry, (entry in classes or entry.is_dir() and not of_texts(entry)) and entry.name not in UNLABELLED
+        elif entry.is_dir() and not is_one(entry):
             yield from units(entry, depth - 1) if depth else [(entry, False)]
         else:
             yield entry, not UNREAD.match(entry.name)
 
 # %% ../../nbs/2_data/28_splits.ipynb #d8acdde5
 def find_files(
-    path: Path,      # a file, or a folder of files
+    path: Path,      # a file, a folder that is read as one, or a folder of files
     patterns: dict,  # split -> pattern of names; {}: the names say the split
 ) -> Found:
     "Tell which files hold which split, and which are not read."
-    if path.is_file():
+    if path.is_file() or is_one(path):
         return Found({"all": [path]}, [])
     if patterns:
         return Found({split: sorted(path.glob(pattern)) for split, pattern in patterns.items()}, [])
@@ -183,6 +186,8 @@ def degenerate(splits: dict[str, list[dict]]) -> Iterator[str]:
             yield f"{split} has no rows: the data are too few to be split"
         elif "ner_tags" in rows[0] and found == {""}:
             yield f"all tags of {split} are O: there is no name to find"
+        elif "tokens" in rows[0] and len(rows) > 9 and all(len(row["tokens"]) == 1 for row in rows):
+            yield f"every sentence of {split} has one word: is there nothing in the file that parts sentences?"
         elif "label" in rows[0] and len(found) == 1:
             yield f"{split} has one class only, {min(found)!r}: every model is right there"
         elif "labels" in rows[0] and found == {""}:
@@ -223,12 +228,21 @@ class Read:
 class Account(Read):
     "An account that can be put into one line."
 
+    def line(self, sizes: dict[str, int]) -> str:
+        "What was read, how, what was decided, changed, left out and left unread, and how many rows there are."
+        read = some(list(dict.fromkeys(file for _, file in self.rows)))
+        parts = [f"read {read}" + (f" ({', '.join(self.formats)})" if self.formats else "") if read else "", *self.notes, *self.changes, *self.left_out(),
+                 ", ".join(f"{split} {n}" for split, n in sizes.items()), *self.left()]
+        return "; ".join(part for part in parts if part)
+
+    def nothing(self) -> BadData:
+        "The error for data without a row to train on: what was read nevertheless."
+        names = {split for split, _ in self.rows} != {"all"}
+        return BadData(f"{self.name} has no rows to train on{': name the files of a folder train…, valid… and test…' if names else ''}; {self.line({})}")
+
     def close(self, sizes: dict[str, int]) -> str:
         "Log the account as one line, and each warning; all of it in lines is what stays with the data."
-        read = some(list(dict.fromkeys(file for _, file in self.rows)))
-        parts = [f"read {read}" + (f" ({', '.join(self.formats)})" if self.formats else ""), *self.notes, *self.changes, *self.left_out(),
-                 ", ".join(f"{split} {n}" for split, n in sizes.items()), *self.left()]
-        line = "; ".join(part for part in parts if part)
+        line = self.line(sizes)
         log.info("%s: %s", self.name, line)
         for warning in self.warnings:
             log.warning("%s: %s", self.name, warning)

@@ -70,7 +70,7 @@ def lessons_folder() -> Path:  # nbs of a checkout, or ft_course/lessons of an i
 # %% ../../nbs/9_teach/92_lessons.ipynb #5522e0a1
 def lessons() -> list[Lesson]:
     "List the lessons in the order of the course."
-    return [read_lesson(path) for path in sorted(lessons_folder().glob("[0-9A]_*/[0-9A][0-9A]_*.ipynb"))]
+    return [read_lesson(path) for path in sorted(lessons_folder().glob("[0-9A]_*/[0-9A][0-9A-F]_*.ipynb"))]
 
 # %% ../../nbs/9_teach/92_lessons.ipynb #9f53e877
 QUIET = dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", OMP_NUM_THREADS="1", FT_COURSE_STATIC="1")
