@@ -49,6 +49,7 @@ results: .venv/ready  ## write the numbers that lessons and README quote
 	$(BIN)/python bench/curves.py
 	$(BIN)/python bench/runs.py
 	$(BIN)/python bench/pretrained.py
+	$(BIN)/python bench/long.py
 	$(BIN)/python bench/overfitting.py
 	$(BIN)/python bench/comparison.py
 

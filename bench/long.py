@@ -14,7 +14,7 @@ PHRASES, MAIN = 24, 15
 DATA = dict(name="pros-cons", train=160, validation=40, test=300)
 CONFIG = dict(epochs=3)
 MAX_LENGTH = 48
-SEEDS = (0,)
+SEEDS = (0, 1, 2, 3, 4)
 
 
 def long_texts(split, n: int, seed: int):
