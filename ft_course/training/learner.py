@@ -206,9 +206,9 @@ def training(
             tell(learner, "after_fit")
 
 # %% ../../nbs/4_training/42_learner.ipynb #834abab6
-def low_precision(learner: "Learner") -> torch.autocast:
+def low_precision(learner: "Learner") -> torch.autocast | nullcontext:
     "Inside, products of matrices are done in bfloat16, if the configuration says so; weights stay as they are."
-    return torch.autocast(learner.device.type, torch.bfloat16, enabled=learner.config.precision == "bf16")
+    return torch.autocast(learner.device.type, torch.bfloat16) if learner.config.precision == "bf16" else nullcontext()
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
