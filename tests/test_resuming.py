@@ -229,6 +229,18 @@ def test_whoever_asks_for_the_end_loses_no_update(tmp_path, unbroken, number):
     assert_same(outcome(learner.fit()), unbroken)
 
 
+@pytest.mark.parametrize("event, updates, epoch", [("after_update", 7, 0), ("after_evaluate", 8, 1), ("after_epoch", 8, 1)])
+def test_a_signal_between_saving_and_stopping_loses_nothing(tmp_path, unbroken, event, updates, epoch):
+    "Whoever saves and whoever stops hear the same answer, so the run stops where a state is: after update 8, the last of its epoch, or after the epoch."
+    ask = type("Ask", (Callback,), {event: lambda self: self.learner.updates == updates and os.kill(os.getpid(), signal.SIGTERM)})
+    with pytest.raises(KeyboardInterrupt):
+        new_learner([Remember(), SaveState(tmp_path), ask(), Interruptible()]).fit()
+    learner = new_learner([Remember()])
+    resume(learner, tmp_path)
+    assert (learner.updates, learner.epoch) == (8, epoch)
+    assert_same(outcome(learner.fit()), unbroken)
+
+
 def test_a_state_says_who_wrote_it(tmp_path):
     place = save_state(new_learner(), tmp_path)
     learner = new_learner()

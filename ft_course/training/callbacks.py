@@ -296,30 +296,44 @@ class LiveCurve(Callback):
 
 # %% ../../nbs/4_training/43_callbacks.ipynb #9ed32b9a
 class Interruptible(Callback):
-    "Let ^C and SIGTERM end the training between two updates, never inside one; a second one does not wait. Put it last in the list."
-    asked = False  # has somebody asked for the end?
+    "Let ^C and SIGTERM end the training between two updates, never inside one; several processes end it together. Put it last in the list."
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
         self.before = {}  # what each signal did before
 
     def before_fit(self) -> None:
-        self.asked = False
+        self.asked, self.answered, self.answer = False, None, False  # has somebody asked here? where was it talked about, with what result?
         self.before = {number: signal.signal(number, self.ask) for number in self.signals}
 
     def ask(self, *_) -> None:
-        "What a signal does while the training runs."
+        "What a signal does while the training runs. One process alone does not wait for a second one; of several, none goes before the others."
         self.asked = True
-        self.after_fit()
-
-    def wanted(self) -> bool:
-        "Has somebody asked, in this process or in another? All ask together."
-        return anyone(self.asked)
-
-    def after_update(self) -> None:
-        if self.wanted():
-            raise KeyboardInterrupt
+        if self.learner.world == 1:
+            self.after_fit()
 
     def after_fit(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+# %% ../../nbs/4_training/43_callbacks.ipynb #a12ebaa9
+@patch
+def wanted(self: Interruptible) -> bool:
+    "Has somebody asked, in this process or in another? All processes ask together, and whoever asks once more at the same place gets the same answer."
+    here = (self.learner.updates, self.learner.epoch)
+    if self.answered != here:
+        self.answered, self.answer = here, anyone(self.asked, self.learner.device)
+    return self.answer
+
+
+@patch
+def after_update(self: Interruptible) -> None:
+    "The end, if it is wanted."
+    if self.wanted():
+        raise KeyboardInterrupt
+
+
+@patch
+def after_epoch(self: Interruptible) -> None:
+    "The same for whoever asked during the evaluation."
+    self.after_update()

@@ -239,13 +239,10 @@ def add_up(
 
 def anyone(
     flag: bool,  # here
+    device: torch.device,  # as for `add_up`
 ) -> bool:  # of any process
     "Whether it is true in some process; all must ask."
-    if not dist.is_initialized():
-        return flag
-    flags = [None] * dist.get_world_size()
-    dist.all_gather_object(flags, flag)
-    return any(flags)
+    return add_up([(float(flag), 1)], device)[0] > 0
 
 # %% ../../nbs/4_training/40_updates.ipynb #b11b7e71
 class SharedDropout(TorchDispatchMode):
