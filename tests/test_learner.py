@@ -15,7 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, get_schedu
 
 from ft_course.data.batching import LengthBucketSampler, collate
 from ft_course.model.inference import evaluating
-from ft_course.theory.losses import cross_entropy
+from ft_course.theory.kinds import as_it_is
+from ft_course.theory.losses import cross_entropy, mean_squared_error
 from ft_course.theory.schedules import SCHEDULES
 from ft_course.training.learner import EVENTS, VERBS, Callback, CancelFit, Learner, evaluate_model, load_state_of, share, state_of, prepare
 from ft_course.training.updates import NonFiniteLoss, TrainingConfig, add_up, pick_device, seed_update, set_lr
@@ -507,3 +508,11 @@ def test_levers_change_memory_and_time_and_not_the_result(fields, tolerance, mon
     print(fields, f"largest relative difference of a loss: {error:.1e}")
     assert error <= tolerance and (error > 0 or "precision" not in fields)
     assert {p.dtype for p in other.model.parameters()} == {torch.float32}
+
+
+def test_a_true_number_of_minus_100_counts():
+    "What is left out is a class number; a text may be worth -100.0."
+    found, features = [], [f | dict(labels=y) for f, y in zip(tiny_features(4, "classify"), (-100.0, 2.5, -100.0, 0.0))]
+    report = evaluate_model(tiny_model("classify", labels=1), features, mean_squared_error, as_it_is, lambda y, p: found.extend(zip(y, p)) or {})
+    assert [float(y[0]) for y, _ in found] == [-100.0, 2.5, -100.0, 0.0] and report["loss"] > 4000
+    assert report["loss"] == pytest.approx(np.mean([float(y[0] - p[0]) ** 2 for y, p in found]), rel=1e-5)

@@ -113,7 +113,8 @@ def score_batches(
         pairs = []
         for y, row in zip(batch["labels"].cpu().numpy(), without_padding(output.logits, batch)):
             y, p = np.atleast_1d(y)[: len(row) if row.ndim > 1 else None], np.atleast_1d(decode(row))
-            pairs.append((y[y != IGNORE], p[y != IGNORE]))
+            counts = y != IGNORE if y.dtype.kind == "i" else slice(None)
+            pairs.append((y[counts], p[counts]))
         yield indices, loss.item(), count, pairs
 
 # %% ../../nbs/4_training/42_learner.ipynb #d9b64a96
