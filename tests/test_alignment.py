@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny import encode_words
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ft_course.data.alignment import (IGNORE, align_labels, cut_report, encode_sentences, encode_texts, encode_words,
+from ft_course.data.alignment import (IGNORE, align_labels, cut_report, encode_sentences, encode_texts,
                                       entities, inside_labels, split_words, words_from_tokens)
 
 NASTY = ["", " ", "\u200d", "\u0301", "\ufeff", "\x00", "e\u0301te\u0301", "👩‍🚀", "🇳🇴", "北京", "北京Olympic", "naïve", "x" * 101,

@@ -304,6 +304,11 @@ def test_an_open_quote_swallows_no_rows(tmp_path):
     assert [row["text"] for row in read(tmp_path / "c.tsv", quoted)] == ['a "b" c', "two\nlines"]
 
 
+def test_a_return_that_ends_no_line_is_a_letter(tmp_path):
+    assert [row["text"] for row in read(tmp_path / "a.csv", "text,label\n\rGo\rod,x\nBad,y\n")] == ["\rGo\rod", "Bad"]
+    assert [row["text"] for row in read(tmp_path / "b.csv", 'text,label\r"Go\nod",x\rBad,y\r')] == ["Go\nod", "Bad"]
+
+
 def test_long_cells_are_read(tmp_path):
     assert len(read(tmp_path / "a.csv", f"text,label\n{'x' * 150_000},pos\nshort,neg\n")[0]["text"]) == 150_000
 
@@ -531,6 +536,8 @@ def test_a_dataset_is_split():
 
 def test_a_file_counts_whole(tmp_path):
     assert rows(load_split(write(tmp_path / "new.csv", CSV)))[0] == {"text": "Good soup", "label": "pos"} and len(load_split(tmp_path / "new.csv")) == 4
+    datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]}).save_to_disk(str(tmp_path / "saved"))
+    assert len(load_split(tmp_path / "saved")) == 2
     write(tmp_path / "only" / "test.csv", CSV)
     assert len(load_split(tmp_path / "only")) == 4
     assert "no rows to train on" in refusal(load, tmp_path / "only")

@@ -1,16 +1,23 @@
 """Random files of each format: no traceback but a message, and what is read back equals what was written. FT_COURSE_FUZZ=1000 for more."""
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
 import tempfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
+from ft_course.data.alignment import split_words
 from ft_course.data.formats import BadData
 from ft_course.data.sources import load, load_split
+from ft_course.data.tags import tags_from_spans
 
 OFTEN = settings(max_examples=int(os.environ.get("FT_COURSE_FUZZ", 25)), deadline=None, derandomize="FT_COURSE_FUZZ" not in os.environ,
                  suppress_health_check=list(HealthCheck))
@@ -23,13 +30,22 @@ ends = st.sampled_from(["\n", "\r\n"])
 tag = st.sampled_from(["O", "O", "B-PER", "I-PER", "B-größe"])
 token = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=6).filter(lambda t: not t.startswith(("#", "-DOCSTART-")))
 sentence = st.lists(st.tuples(token, tag), min_size=1, max_size=6)
+unmarked = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff"), min_size=1, max_size=20).filter(str.strip)
+word = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters=" \ufeff"), min_size=1, max_size=6).filter(str.strip)
+spaced = st.lists(st.tuples(word, tag), min_size=1, max_size=6)
 
 
-def back(content: bytes, name: str, **options) -> datasets.Dataset | None:
-    "What is read back; None where it is refused in one line that names the file."
+def zipped(content: bytes) -> bytes:
+    with zipfile.ZipFile(out := io.BytesIO(), "w") as archive:
+        archive.writestr("inside.csv", content)
+    return out.getvalue()
+
+
+def back(content: bytes | Callable, name: str, **options) -> datasets.Dataset | None:
+    "What is read back of a file, or of a folder that a function fills; None where it is refused in one line that names it."
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
-        path.write_bytes(content)
+        content(path) if callable(content) else path.write_bytes(content)
         try:
             return load_split(path, **options)
         except (BadData, ValueError, FileNotFoundError) as error:
@@ -42,16 +58,39 @@ def texts(data: datasets.Dataset) -> list[tuple]:
     return [(row["text"], names[row["label"]]) for row in data]
 
 
+def tagged(data: datasets.Dataset) -> list[tuple[list[str], list[str]]]:
+    names = data.features["ner_tags"].feature.names
+    return [(row["tokens"], [names[i] for i in row["ner_tags"]]) for row in data]
+
+
+def in_iob2(tags: list[str]) -> list[str]:
+    "Every I that goes on with nothing begins a name, as conlleval has it."
+    return [f"B-{tag[2:]}" if tag[0] == "I" and before[1:] != tag[1:] else tag for before, tag in zip(["O", *tags], tags)]
+
+
+def known(sentences: list[list[tuple]]) -> bool:
+    "Is it plain that B and I are IOB2? In few sentences with slips it may be IOB1."
+    tags = [[tag for _, tag in pairs] for pairs in sentences]
+    return all(row == in_iob2(row) for row in tags) and any(tag[0] == "B" for row in tags for tag in row)
+
+
 def table(rows: list[tuple], **options) -> bytes:
     csv.writer(out := io.StringIO(newline=""), **options).writerows([("text", "label"), *rows])
     return out.getvalue().encode()
 
 
 @OFTEN
-@given(rows, st.sampled_from(",;|"), ends, st.sampled_from(["utf-8", "utf-8-sig"]), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
-def test_csv_comes_back(rows, delimiter, end, encoding, quoting):
+@given(rows, st.sampled_from(",;|"), ends, st.sampled_from(["utf-8", "utf-8-sig"]), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+       st.sampled_from([bytes, gzip.compress, bz2.compress, lzma.compress, zipped]))
+def test_csv_comes_back(rows, delimiter, end, encoding, quoting, pack):
     content = table(rows, delimiter=delimiter, lineterminator=end, quoting=quoting).decode().encode(encoding)
-    assert texts(back(content, "a.csv", task="classify", format="csv")) == rows
+    assert texts(back(pack(content), "a.csv", task="classify", format="csv")) == rows
+
+
+@OFTEN
+@given(rows, st.sampled_from(["utf-16", "utf-16-le", "utf-16-be", "utf-32"]))
+def test_text_of_two_bytes_is_refused_by_name(rows, encoding):
+    assert back(table(rows).decode().encode(encoding), "a.csv") is None
 
 
 @OFTEN
@@ -91,11 +130,123 @@ def test_columns_come_back(sentences, cut, end, between):
 
 
 @OFTEN
-@given(rows)
-def test_parquet_comes_back(rows):
+@given(rows, st.booleans(), st.sampled_from(["to_parquet", "save_to_disk"]))
+def test_typed_tables_come_back(rows, named, how):
     typed = datasets.Dataset.from_dict(dict(zip(("text", "label"), map(list, zip(*rows)))))
-    typed.to_parquet(out := io.BytesIO())
-    assert texts(back(out.getvalue(), "a.parquet")) == rows
+    typed = typed.class_encode_column("label") if named else typed
+    assert texts(back(lambda path: getattr(typed, how)(str(path)), "a")) == rows
+
+
+@OFTEN
+@given(st.lists(spaced, min_size=1, max_size=4).filter(known), st.sampled_from(["jsonl", "json", "to_parquet", "save_to_disk"]))
+def test_words_and_tags_come_back(sentences, how):
+    items = [{"tokens": [token for token, _ in pairs], "ner_tags": [tag for _, tag in pairs]} for pairs in sentences]
+    typed = datasets.Dataset.from_list(items)
+    content = {"jsonl": "\n".join(map(json.dumps, items)).encode(), "json": json.dumps(items).encode()}.get(how) or (lambda path: getattr(typed, how)(str(path)))
+    assert tagged(back(content, "a")) == [(item["tokens"], item["ner_tags"]) for item in items]
+
+
+@OFTEN
+@given(st.lists(spaced, min_size=1, max_size=4).filter(known), ends, st.booleans())
+def test_slots_come_back(sentences, end, intent):
+    def write(folder):
+        folder.mkdir()
+        for name, column in {"seq.in": 0, "seq.out": 1}.items():
+            (folder / name).write_bytes("".join(" ".join(pair[column] for pair in pairs) + end for pairs in sentences).encode())
+        if intent:
+            (folder / "label").write_bytes("".join(f"intent {i}{end}" for i in range(len(sentences))).encode())
+    assert tagged(back(write, "slots", task="ner")) == [tuple(map(list, zip(*pairs))) for pairs in sentences]
+    if intent:
+        assert [label for _, label in texts(back(write, "slots"))] == [f"intent {i}" for i in range(len(sentences))]
+
+
+@OFTEN
+@given(st.lists(spaced, min_size=2, max_size=4).filter(known), ends, st.sampled_from(["every", "first"]), st.sampled_from(["Sentence #,Word,POS,Tag", "sentence_id,words,pos,labels"]))
+def test_a_word_in_each_row_comes_back(sentences, end, numbers, header):
+    rows = [(f"Sentence: {i}" if not k or numbers == "every" else "", token, "NN", tag) for i, pairs in enumerate(sentences) for k, (token, tag) in enumerate(pairs)]
+    csv.writer(out := io.StringIO(newline=""), lineterminator=end).writerows([header.split(","), *rows])
+    assert tagged(back(out.getvalue().encode(), "a.csv", format="kaggle")) == [tuple(map(list, zip(*pairs))) for pairs in sentences]
+
+
+@OFTEN
+@given(st.lists(spaced, min_size=1, max_size=4).filter(known), ends)
+def test_brackets_of_ontonotes_come_back(sentences, end):
+    lines = ["#begin document (x); part 000"]
+    for pairs in sentences:
+        tags = [tag for _, tag in pairs] + ["O"]
+        for i, (token, tag) in enumerate(pairs):
+            cell = ("(" + tag[2:] if tag[0] == "B" else "") + "*" + (")" if tag != "O" and tags[i + 1][0] != "I" else "")
+            lines.append(f"x 0 {i} {token} NN * - - - - {cell} (ARG0*) -")
+        lines.append("")
+    assert tagged(back(end.join(lines).encode(), "a.conll")) == [tuple(map(list, zip(*pairs))) for pairs in sentences]
+
+
+@OFTEN
+@given(st.lists(st.tuples(unmarked.map(lambda text: text.strip(" ")), st.lists(word, min_size=1, max_size=2, unique=True)), min_size=1, max_size=6), ends)
+def test_fasttext_comes_back(rows, end):
+    assume(not any(word.startswith("__label__") for text, labels in rows for word in (*text.split(" "), *labels)))
+    content = end.join(" ".join([*(f"__label__{label}" for label in labels), text]) for text, labels in rows).encode()
+    data = back(content, "a.txt", format="fasttext", task="multilabel")
+    names = data.features["labels"].feature.names
+    strip = lambda label: label.strip()
+    assert [(row["text"], [names[i] for i in row["labels"]]) for row in data] == [(text, list(dict.fromkeys(map(strip, labels)))) for text, labels in rows]
+
+
+@OFTEN
+@given(st.dictionaries(st.sampled_from(["pos", "neg", "sci.space"]), st.lists(unmarked, min_size=1, max_size=3), min_size=2), st.sampled_from(["{}_9.txt", "{}"]))
+def test_folders_of_texts_come_back(classes, name):
+    def write(folder):
+        for label, found in classes.items():
+            (folder / label).mkdir(parents=True)
+            for i, text in enumerate(found):
+                (folder / label / name.format(i)).write_bytes(text.encode())
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder, "texts"))
+        data = load(Path(folder, "texts"))
+    assert sorted(pair for part in data.values() for pair in texts(part)) == sorted((text, label) for label, found in classes.items() for text in found)
+
+
+@st.composite
+def marked(draw) -> tuple[str, list[tuple[int, int, str]], list[str]]:
+    "A text, spans of its words in characters, and the tags that they stand for."
+    text = draw(unmarked.filter(split_words))
+    words, names, at = split_words(text), [], 0
+    while at < len(words):
+        size = draw(st.integers(1, len(words) - at))
+        if draw(st.booleans()):
+            names.append((draw(st.sampled_from(["PER", "größe", "work of art"])), at, at + size))
+        at += size
+    spans = [(words[a][1], words[b - 1][2], kind) for kind, a, b in names]
+    return text, spans, tags_from_spans([(kind.replace(" ", "_"), a, b) for kind, a, b in names], len(words))
+
+
+TOOLS = {
+    "doccano": lambda text, spans: {"id": 1, "text": text, "label": spans},
+    "doccano, data": lambda text, spans: {"id": 1, "data": text, "label": spans},
+    "doccano, relations": lambda text, spans: {"text": text, "entities": [{"id": 1, "start_offset": a, "end_offset": b, "label": kind} for a, b, kind in spans], "relations": []},
+    "Prodigy": lambda text, spans: {"text": text, "spans": [{"start": a, "end": b, "label": kind} for a, b, kind in spans], "answer": "accept"},
+    "spaCy": lambda text, spans: [text, {"entities": spans}],
+    "spaCy, Doc.to_json": lambda text, spans: {"text": text, "ents": [{"start": a, "end": b, "label": kind} for a, b, kind in spans], "tokens": [{"start": a, "end": b} for _, a, b in split_words(text)]},
+    "Label Studio": lambda text, spans: {"data": {"text": text}, "annotations": [{"result": [{"from_name": "ner", "value": {"start": a, "end": b, "text": text[a:b], "labels": [kind]}} for a, b, kind in spans]}]},
+}
+
+
+@OFTEN
+@given(st.lists(marked(), min_size=1, max_size=4).filter(lambda rows: any(spans for _, spans, _ in rows)), st.sampled_from(sorted(TOOLS)), st.booleans())
+def test_spans_of_tools_come_back(rows, tool, listed):
+    items = [TOOLS[tool](text, spans) for text, spans, _ in rows]
+    content = json.dumps(items, indent=1) if listed else "\n".join(map(json.dumps, items))
+    assume(listed or tool != "spaCy" or len(items) > 1)  # [text, {…}] alone is a list of two rows
+    assert tagged(back(content.encode(), "a.json")) == [([word for word, *_ in split_words(text)], tags) for text, _, tags in rows]
+
+
+@OFTEN
+@given(rows, st.sampled_from(["Label Studio", "Prodigy", "spaCy"]))
+def test_classes_of_tools_come_back(rows, tool):
+    make = {"Label Studio": lambda text, label: {"data": {"text": text}, "annotations": [{"result": [{"from_name": "mood", "value": {"choices": [label]}}]}]},
+            "Prodigy": lambda text, label: {"text": text, "label": label, "answer": "accept"},
+            "spaCy": lambda text, label: {"text": text, "cats": {name: float(name == label) for _, name in rows}}}[tool]
+    assert texts(back(json.dumps([make(*row) for row in rows]).encode(), "a.json")) == rows
 
 
 @OFTEN

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny import encode_words
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from zoo import zoo
 
-from ft_course.data.alignment import encode_words, glues_words
+from ft_course.data.alignment import glues_words
 from ft_course.model.checkpoints import load_model, load_tokenizer
 from ft_course.peft.tasks import adapt, merge_run, open_run
 from ft_course.tasks.ner import NER

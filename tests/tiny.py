@@ -5,6 +5,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 from transformers.utils import logging
 
+from ft_course.data.alignment import encode_sentences
+
 logging.disable_progress_bar()
 HEADS = {"ner": BertForTokenClassification, "classify": BertForSequenceClassification}
 
@@ -28,3 +30,8 @@ def tiny_features(n: int, task: str = "ner", seed: int = 0, labels: int = 5) -> 
         label = tags if task == "ner" else chance.randrange(labels)
         features.append(dict(input_ids=ids, attention_mask=[1] * len(ids), labels=label))
     return features
+
+
+def encode_words(tokenizer, words: list[str], labels: list | None = None, *rest, **options) -> dict:
+    "The feature of one sentence."
+    return encode_sentences(tokenizer, [words], None if labels is None else [labels], *rest, **options)[0]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHINESE', 'SPLITTER', 'align_labels', 'inside_labels', 'cut_pieces', 'encode_batches', 'check_sentences',
-           'glues_words', 'keep_apart', 'encode_sentences', 'encode_words', 'words_seen', 'cut_report',
-           'words_from_tokens', 'split_words', 'entities', 'shorten', 'check_texts_fit', 'encode_texts']
+           'glues_words', 'keep_apart', 'encode_sentences', 'words_seen', 'cut_report', 'words_from_tokens',
+           'split_words', 'entities', 'shorten', 'check_texts_fit', 'encode_texts']
 
 # %% ../../nbs/2_data/22_alignment.ipynb #60038b88
 from collections.abc import Iterator, Mapping, Sequence
@@ -136,18 +136,6 @@ def encode_sentences(
         blocks.append(Features({name: pack(rows) for name, rows in columns.items()}))
     return join(blocks)
 
-# %% ../../nbs/2_data/22_alignment.ipynb #9a3445b9
-def encode_words(
-    tokenizer: PreTrainedTokenizerFast,
-    words: Sequence[str],  # one sentence
-    labels: Sequence[int] | None = None,  # one label id for each word
-    max_length: int = 128,  # tokens kept, special ones included
-    strategy: str = "first",  # as `align_labels`
-    inside: Mapping | None = None,  # as `align_labels`
-) -> dict:  # one feature
-    "`encode_sentences` for one sentence."
-    return encode_sentences(tokenizer, [words], None if labels is None else [labels], max_length, strategy, inside)[0]
-
 # %% ../../nbs/2_data/22_alignment.ipynb #5bd1ea8f
 def words_seen(
     word_ids: Column,  # numbers of words; -1 for special tokens
@@ -189,7 +177,6 @@ def words_from_tokens(
 # %% ../../nbs/2_data/22_alignment.ipynb #dd640d42
 CHINESE = Regex("[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f]")
 SPLITTER = Steps([BertPreTokenizer(), Split(CHINESE, "isolated")])
-
 
 def split_words(
     text: str,  # raw text

@@ -167,7 +167,7 @@ def unfold(path: Path, items: Rows) -> Rows:
 # %% ../../nbs/2_data/26_annotations.ipynb #6e8b80f4
 TAG_HEADS = ("tag", "ner", "ner_tag", "tags", "ner_tags", "labels", "label")
 SENTENCE_HEADS = ("sentence #", "sentence_id", "sentence", "sentence id", "sentence_idx")
-ONE_WORD = re.compile(r"(?!\[.+\])[^ \t]*")
+ONE_WORD = re.compile(r"""(?!\[['"].*['"]\]$)[^ \t]*""")
 
 def word_columns(rows: list[tuple[int, dict]]) -> list[str | None]:
     "The columns of word, tag and sentence in a table with one word and its tag in each row; [] for any other."

@@ -155,7 +155,7 @@ class Layout(NamedTuple):
 
 def cut_words(text: str) -> list[str]:
     "The words between spaces, tabs and line ends; a no-break space belongs to a word."
-    return re.findall("[^ \t\r\n]+", text)
+    return re.findall("[^ \t\n]+", text)
 
 def fields(line: str, tabs: bool) -> list[str]:
     "Cut a line into its columns."

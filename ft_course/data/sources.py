@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Placed', 'BUNDLED', 'Data', 'by_our_names', 'read_files', 'read_parts', 'given_names', 'locate', 'read_hub',
-           'read_source', 'gather', 'build', 'decide', 'load', 'shown', 'load_split', 'from_dataset_dict']
+           'read_source', 'gather', 'build', 'shown', 'decide', 'load', 'load_split', 'from_dataset_dict']
 
 # %% ../../nbs/2_data/21_sources.ipynb #7a043179
 from collections import defaultdict
@@ -18,7 +18,7 @@ import pyarrow
 from .formats import BadData, Note, parse
 from .public import ALIASES, PUBLIC, Source, public_set
 from .readers import check_wish, find_answers, open_file, sniff, typed_rows
-from .splits import Account, class_names, complete, copies, degenerate, find_files, kinds, known_splits, some
+from .splits import Account, class_names, complete, copies, degenerate, find_files, is_one, kinds, known_splits, some
 from .tables import Wanted, choose, mixed_tags, standard
 from .tags import all_to_iob2
 from ..theory.kinds import KINDS, PAIR
@@ -160,6 +160,10 @@ def build(splits: dict[str, list[dict]], kind: str, account: Account) -> dataset
 # %% ../../nbs/2_data/21_sources.ipynb #33da65da
 Data = str | Path | datasets.DatasetDict | datasets.Dataset  # "reviews", "newswire", a name in PUBLIC, a file, a folder of splits, a hub name, or typed tables
 
+def shown(data: Data) -> str:
+    "What to call data in messages."
+    return str(data) if isinstance(data, (str, Path)) else type(data).__name__
+
 # %% ../../nbs/2_data/21_sources.ipynb #28349780
 def decide(splits: dict[str, list[dict]], wanted: Wanted, account: Account) -> str:
     "Find the kind of answers and bring tags to IOB2, in place; returns the kind."
@@ -206,15 +210,10 @@ def load(
     account.warnings += degenerate(splits)
     return build(splits, kind, account)
 
-# %% ../../nbs/2_data/21_sources.ipynb #4254513b
-def shown(data: Data) -> str:
-    "What to call data in messages."
-    return str(data) if isinstance(data, (str, Path)) else type(data).__name__
-
 # %% ../../nbs/2_data/21_sources.ipynb #2a19e3f0
 def load_split(
     name_or_path: Data,
-    split: str = "test",       # of a folder, a name or typed tables; a single file counts whole
+    split: str = "test",       # of a folder, a name or typed tables; a single file, or a folder read as one, counts whole
     task: str | None = None,   # as for `load`, and so are the others
     *,
     text_column: str | None = None,
@@ -229,11 +228,10 @@ def load_split(
     splits = gather(read_source(name_or_path, wanted, format, account, split), account)
     part = "all" if splits.keys() == {"all"} else split
     path = None if isinstance(name_or_path, (datasets.Dataset, dict)) else locate(str(name_or_path))[0]
-    if part not in splits or part == "all" and path and path.is_dir():
+    if part not in splits or part == "all" and path and path.is_dir() and not is_one(path):
         options = dict(text_column=text_column, label_column=label_column, tags_column=tags_column, format=format, seed=seed)
         return load(name_or_path, task, **options)[split]
-    splits = {split: splits[part]}
-    kind = decide(splits, wanted, account)
+    kind = decide(splits := {split: splits[part]}, wanted, account)
     account.warnings += degenerate(splits)
     return build(splits, kind, account)[split]
 
