@@ -528,6 +528,16 @@ def test_what_is_right_already_comes_back_as_it_is():
         assert from_dataset_dict(data) is data
 
 
+def test_an_account_is_told_once(tmp_path, caplog):
+    own = datasets.DatasetDict(train=typed([1, 1], names=("neg", "pos")).rename_column("sentence", "text").select_columns(["text", "label"]))
+    with caplog.at_level(logging.INFO, logger="ft_course.data.sources"):
+        assert from_dataset_dict(own) is own and "one class only" in caplog.text
+        caplog.clear()
+        data = load(write(tmp_path / "a.csv", "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))))
+        told = len(caplog.records)
+        assert from_dataset_dict(data) is data and len(caplog.records) == told > 0
+
+
 def test_a_dataset_is_split():
     assert {split: len(part) for split, part in load(typed([1, 0] * 50)).items()} == {"train": 70, "validation": 20, "test": 10}
 

@@ -112,8 +112,7 @@ def read_source(data: str | Path | datasets.DatasetDict | datasets.Dataset, want
         account.warnings.append(f"{data!r} is the set of that name; what lies in the folder {data} here is not read. For that say ./{data}")
     found = find_files(path, source.files)
     account.unread = [file.relative_to(path).as_posix() for file in found.unread]
-    splits = {split: paths for split, paths in found.splits.items() if only in (None, split) or split == "all"}
-    return read_files(splits, source.read, format, wanted, account)
+    return read_files({split: paths for split, paths in found.splits.items() if only in (None, split) or split == "all"}, source.read, format, wanted, account)
 
 # %% ../../nbs/2_data/21_sources.ipynb #6ebc211f
 def gather(placed: Placed, account: Account) -> dict[str, list[dict]]:
@@ -239,7 +238,7 @@ def load_split(
 def from_dataset_dict(data: datasets.DatasetDict, task: str | None = None, **columns: str | None) -> datasets.DatasetDict:
     "Bring typed tables into our shape, with the splits that they have; what is in it already comes back as it is."
     wanted = check_wish(task, *(columns.get(name) for name in ("text_column", "label_column", "tags_column")), None)
-    account = Account(shown(data))
+    account = Account(shown(data), aloud=False)
     splits = gather(read_source(data, wanted, None, account), account)
     if not splits:
         raise BadData(f"{account.name} has no rows with answers in train, validation or test; it has {some(list(data))}")
@@ -247,4 +246,5 @@ def from_dataset_dict(data: datasets.DatasetDict, task: str | None = None, **col
     account.warnings += degenerate(splits)
     made = build(splits, kind, account)
     same = made.keys() == data.keys() and not account.dropped and all(made[split].features == data[split].features for split in made)
+    account.tell(next(iter(made.values())).info.description) if not same or not next(iter(data.values())).info.description.startswith("read ") else None
     return data if same and not account.changes else made

@@ -210,19 +210,12 @@ class Read:
     unread: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     names: list[str] | None = None                      # the classes, where the source has them in an order
+    aloud: bool = True                                  # whether it is logged at once
 
     def note(self, where: list[str], text: str) -> None:
         "Keep a text once."
         if text and text not in where:
             where.append(text)
-
-    def left(self) -> list[str]:
-        "A text about what is not read, if anything."
-        return [f"left unread: {some(self.unread)}"] if self.unread else []
-
-    def left_out(self) -> list[str]:
-        "A text for each reason why rows are missing."
-        return [f"{n} rows left out: {why}" for why, n in self.dropped.items()]
 
 # %% ../../nbs/2_data/28_splits.ipynb #c3336cc0
 class Account(Read):
@@ -231,8 +224,8 @@ class Account(Read):
     def line(self, sizes: dict[str, int]) -> str:
         "What was read, how, what was decided, changed, left out and left unread, and how many rows there are."
         read = some(list(dict.fromkeys(file for _, file in self.rows)))
-        parts = [f"read {read}" + (f" ({', '.join(self.formats)})" if self.formats else "") if read else "", *self.notes, *self.changes, *self.left_out(),
-                 ", ".join(f"{split} {n}" for split, n in sizes.items()), *self.left()]
+        parts = [f"read {read}" + (f" ({', '.join(self.formats)})" if self.formats else "") if read else "", *self.notes, *self.changes, *(f"{n} rows left out: {why}" for why, n in self.dropped.items()),
+                 ", ".join(f"{split} {n}" for split, n in sizes.items()), f"left unread: {some(self.unread)}" if self.unread else ""]
         return "; ".join(part for part in parts if part)
 
     def nothing(self) -> BadData:
@@ -240,10 +233,16 @@ class Account(Read):
         names = {split for split, _ in self.rows} != {"all"}
         return BadData(f"{self.name} has no rows to train on{': name the files of a folder train…, valid… and test…' if names else ''}; {self.line({})}")
 
-    def close(self, sizes: dict[str, int]) -> str:
-        "Log the account as one line, and each warning; all of it in lines is what stays with the data."
-        line = self.line(sizes)
+    def tell(self, text: str) -> None:
+        "Log the account, the first line of a text, and the warnings below."
+        line, *warnings = text.split("\n")
         log.info("%s: %s", self.name, line)
-        for warning in self.warnings:
+        for warning in warnings:
             log.warning("%s: %s", self.name, warning)
-        return "\n".join([line, *self.warnings])
+
+    def close(self, sizes: dict[str, int]) -> str:
+        "The account as one line, and each warning in a line: what stays with the data. It is logged, unless that is put off."
+        text = "\n".join([self.line(sizes), *self.warnings])
+        if self.aloud:
+            self.tell(text)
+        return text
