@@ -44,6 +44,13 @@ def test_blocks_and_choices_are_those_of_rows(kind):
     check()
 
 
+def test_a_real_minus_one_beside_none_stays_one():
+    rows = [[None, 3], [-1, 2]]
+    assert [column.values.dtype.kind for column in map(pack, ([row] for row in rows))] == ["i", "i"], "each alone is laid flat"
+    whole = join([as_features([{"x": row}]) for row in rows])
+    assert [row["x"] for row in whole] == rows
+
+
 @pytest.mark.parametrize("kind", ["numbers", "small", "floats", "texts", "lists", "words", "float lists", "tags", "nested"])
 def test_a_file_gives_the_rows_back(tmp_path, kind):
     @settings(max_examples=30, deadline=None, derandomize=True)

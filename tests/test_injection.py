@@ -7,7 +7,7 @@ import torch
 from families import batch, build, fingerprints, logits, steps
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import (AlbertConfig, AlbertForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM,
+from transformers import (AlbertConfig, AlbertForMaskedLM, AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM,
                           DistilBertConfig, DistilBertForMaskedLM, ElectraConfig, ElectraForMaskedLM, GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForMaskedLM)
 
 from zoo import zoo
@@ -104,6 +104,18 @@ def test_what_does_not_reach_the_logits_is_refused_and_taken_off(name):
     with pytest.raises(ValueError, match="DEAF: the logits of .* don't depend"):
         check_reaches(model)
     assert state(model) == before and torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_does_not_bear_a_part_is_refused_and_left_alone():
+    "The router of a mixture gives two things where a linear layer gives one."
+    config = AutoConfig.for_model("phimoe", num_local_experts=2, num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2, **WIDE)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    before = state(model)
+    with pytest.raises(ValueError, match="LORA: PhimoeForSequenceClassification cannot be asked with it any more .*other targets"):
+        lora.inject(model, target_modules="all-linear")
+    assert state(model) == before
+    lora.inject(model, target_modules=("q_proj",))
 
 
 @each_method

@@ -19,7 +19,7 @@ from ft_course.theory.kinds import as_it_is
 from ft_course.theory.losses import cross_entropy, mean_squared_error
 from ft_course.theory.schedules import SCHEDULES
 from ft_course.training.learner import EVENTS, VERBS, Callback, CancelFit, Learner, evaluate_model, load_state_of, share, state_of, prepare
-from ft_course.training.updates import NonFiniteLoss, TrainingConfig, add_up, pick_device, seed_update, set_lr
+from ft_course.training.updates import NonFiniteLoss, TrainingConfig, add_up, pick_device, processes, seed_update, set_lr
 
 torch.set_num_threads(1)
 HUGE = 1e9  # a norm that nothing is clipped to
@@ -318,6 +318,17 @@ def test_the_device_is_the_accelerator_that_torch_finds(found, rank, expected, m
     if rank:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert str(pick_device()) == expected
+
+
+def test_each_process_takes_its_own_card(monkeypatch):
+    "Of the second machine, rank 3 is the second process there."
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    done = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", done.append)
+    assert processes() == (0, 1) and done == [1, "nccl"]
 
 
 def test_a_batch_goes_where_the_model_is():

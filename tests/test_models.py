@@ -194,6 +194,18 @@ def test_what_cannot_work_is_refused_before_any_work(family, kind, folder_of):
         opened(kind, folder_of(family))
 
 
+SMALL = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+
+
+@pytest.mark.parametrize("family, kind, why", [("fnet", "classify", "answers otherwise beside a longer text"), ("fnet", "ner", "answers otherwise beside a longer text"), ("bros", "ner", "cannot be asked about a text: .*bbox")])
+def test_what_reads_padding_or_no_text_is_refused_before_any_work(family, kind, why, tmp_path):
+    write_tokenizer("bert", tmp_path)
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(family, vocab_size=110, pad_token_id=1, **SMALL)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"a model of type '{family}' {why}.*Take another model"):
+        opened(kind, tmp_path)
+
+
 @pytest.mark.skipif(not ASKS, reason="tasks don't ask the table of families yet")
 @pytest.mark.parametrize("family", ["roberta", "mpnet"])
 def test_places_after_padding_are_counted(family, folder_of):

@@ -10,7 +10,7 @@ from ft_course.model.parameters import count_parameters
 from ft_course.peft import prefix, prompts
 from ft_course.peft.files import load_adapter, save_adapter
 from ft_course.peft.injection import adapter_state_dict, merge, unload
-from ft_course.peft.prompts import is_pair, position_ids, reader
+from ft_course.model.inference import is_pair, position_ids, reader
 from ft_course.theory.formulas import relative_error
 from safetensors.torch import load_file
 

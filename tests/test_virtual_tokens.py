@@ -8,7 +8,7 @@ import torch
 import transformers
 from ft_course.peft import prefix, prompts
 from ft_course.peft.files import load_adapter, save_adapter
-from ft_course.peft.prompts import position_ids, reader
+from ft_course.model.inference import position_ids, reader
 from ft_course.theory.formulas import relative_error
 from torch.nn.functional import pad
 
@@ -38,20 +38,23 @@ MODELS = {  # name -> (class, beginning of the name of its configuration, settin
     "llama": ("LlamaForSequenceClassification", "Llama", SHARED),
     "qwen2-lm": ("Qwen2ForCausalLM", "Qwen2", SHARED),
     "falcon-lm": ("FalconForCausalLM", "Falcon", WIDE),
+    "eurobert": ("EuroBertForSequenceClassification", "EuroBert", dict(SHARED, num_key_value_heads=2)),
+    "longformer": ("LongformerForSequenceClassification", "Longformer", dict(WIDE, intermediate_size=24, attention_window=4, max_position_embeddings=30)),
     "t5-lm": ("T5ForConditionalGeneration", "T5", dict(d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0)),
     "bart": ("BartForSequenceClassification", "Bart", BART),
     "bart-lm": ("BartForConditionalGeneration", "Bart", BART),
     "whisper": ("WhisperForConditionalGeneration", "Whisper", BART | dict(num_mel_bins=4, max_source_positions=10, max_target_positions=30)),
 }
 METHODS = {"prompt": (prompts, {}, "PromptTuningConfig"), "net": (prompts, dict(peft_type="P_TUNING", encoder_hidden_size=6), "PromptEncoderConfig"), "prefix": (prefix, {}, "PrefixTuningConfig")}
-NO_PREFIX = ("albert", "mpnet", "deberta-v2", "modernbert", "distilbert", "xlnet")
+NO_PROMPT = ("longformer",)  # it marks tokens before they are read
+NO_PREFIX = (*NO_PROMPT, "eurobert", "albert", "mpnet", "deberta-v2", "modernbert", "distilbert", "xlnet")
 WITH_NET = ("bert", "roberta", "gpt2", "modernbert", "t5-lm")  # enough: behind the net all is as without
-HAS = {"prompt": [name for name in MODELS if name != "whisper"], "net": WITH_NET, "prefix": [name for name in MODELS if name not in (*NO_PREFIX, "whisper")]}
+HAS = {"prompt": [name for name in MODELS if name not in (*NO_PROMPT, "whisper")], "net": WITH_NET, "prefix": [name for name in MODELS if name not in (*NO_PREFIX, "whisper")]}
 PAIRS = [(name, kind) for kind, names in HAS.items() for name in names]
 FAILS_IN_PEFT = {("distilbert", "prompt"), ("bart", "prompt"), ("bart", "prefix")}  # no sizes; no vectors in place of numbers; a mask too short
 NOT_MADE_BY_PEFT = {("electra", "prompt"), ("falcon-lm", "prefix")}  # it takes the width of the layers for that of words, all heads for those of keys
 LAST = ("gpt2", "opt", "llama")  # classifiers that look for the last token
-MORE_HEAD = ("deberta-v2", "modernbert", "xlnet")  # than what peft saves
+MORE_HEAD = ("deberta-v2", "modernbert", "eurobert", "xlnet")  # than what peft saves
 TASK_TYPES = {"ner": "TOKEN_CLS", "lm": "CAUSAL_LM", "t5-lm": "SEQ_2_SEQ_LM", "bart-lm": "SEQ_2_SEQ_LM"}
 
 
@@ -144,6 +147,7 @@ def test_padding_changes_nothing(name):
 REFUSED = [("whisper", kind, {}, "WhisperForConditionalGeneration reads input_features") for kind in METHODS]
 REFUSED += [(name, "prefix", {}, "takes no keys and values.*prompt") for name in NO_PREFIX]
 REFUSED += [("bart-lm", "prompt", dict(as_peft=False), "BartEncoder counts its places itself.*as_peft=True"), ("bart", "prefix", dict(as_peft=False), "BartDecoder counts")]
+REFUSED += [(name, "prompt", {}, f"{MODELS[name][0]} cannot be asked with it any more.*another method") for name in NO_PROMPT]
 REFUSED += [("bert", kind, dict(num_virtual_tokens=16), "num_virtual_tokens=16: BertModel has 16 places") for kind in METHODS]
 REFUSED += [("opt", kind, {option: value}, f"{option}={value!r}") for kind, option, value in [
     ("prompt", "num_virtual_tokens", 2.5), ("prompt", "num_virtual_tokens", "4"), ("prompt", "num_virtual_tokens", True), ("prefix", "num_virtual_tokens", -1),

@@ -218,7 +218,7 @@ def settle(
     "Let a model know its name and a padding token, and have its weights off the file, in memory of its own."
     model.config._name_or_path = str(name)  # as given: a path on this disk says nothing elsewhere
     number = model.config.pad_token_id
-    if number is None or not 0 <= number < model.get_input_embeddings().num_embeddings:
+    if number is None or not 0 <= number < getattr(model.config.get_text_config(), "vocab_size", number + 1):
         model.config.pad_token_id = load_tokenizer(name, revision=revision).pad_token_id
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()

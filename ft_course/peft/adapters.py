@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..model.parameters import family
 from .injection import as_names, check_reaches, freeze_base, matching, parts_to_save, replace
-from .lora import is_number, require
+from ..theory.optimizers import is_number, require
 
 # %% ../../nbs/6_peft/63_adapters.ipynb #888004a2
 class Bottleneck(nn.Module):

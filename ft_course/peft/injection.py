@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['log', 'ends_with', 'as_names', 'linear_layers', 'fits_pattern', 'fits_names', 'refuse_tied', 'matching', 'replace',
            'untied', 'parts_to_save', 'freeze_base', 'Mergeable', 'refuse_merged', 'mergeable', 'merge', 'unmerge',
-           'unload', 'plain', 'adapter_state_dict', 'ask', 'check_reaches']
+           'unload', 'plain', 'adapter_state_dict', 'check_reaches']
 
 # %% ../../nbs/6_peft/60_injection.ipynb #0d66132f
-import inspect
 import logging
 import re
 
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..model.inference import evaluating
+from ..model.inference import SILENT, depends_on, silence
 from ..model.parameters import heads
+from ..theory.optimizers import require
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,8 @@ def as_names(
     setting: str,  # for the message: "modules_to_save"
 ) -> tuple[str, ...]:  # a set in the order of the alphabet
     "Names as a tuple. Raises ValueError for a single text, whose letters would be taken one by one, and for what is no list of names."
-    if isinstance(value, str):
-        raise ValueError(f"{setting}={value!r}: one name goes into a tuple too: ({value!r},)")
-    if not isinstance(value, (tuple, list, set, frozenset)) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{setting}={value!r}: give a tuple of names, such as ('query', 'value')")
+    good = isinstance(value, (tuple, list, set, frozenset)) and all(isinstance(name, str) for name in value)
+    require(setting, value, good, f"a tuple of names, such as ({value!r},)" if isinstance(value, str) else "a tuple of names, such as ('query', 'value')")
     return tuple(sorted(value) if isinstance(value, (set, frozenset)) else value)
 
 
@@ -149,8 +147,8 @@ def freeze_base(
     biases: list[str] | tuple[str, ...] = (),  # names of parameters of the base that train too
     **options,  # arguments of the method, as in peft
 ) -> None:
-    "Freeze the base, keep the parts to save trainable, and note on the model the method, what is frozen for it, and what trained before."
-    model.trained_before = {name: p.requires_grad for name, p in model.named_parameters()}
+    "Freeze the base, keep the parts to save trainable, and note on the model the method, what is frozen for it, what trained before, and why it cannot be asked, if so."
+    model.silent, model.trained_before = silence(model), {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
     for name, module in model.named_modules():
         if any(ends_with(name, part) for part in modules_to_save):
@@ -208,14 +206,12 @@ def mergeable(
 @torch.no_grad()
 def merge(model: PreTrainedModel) -> None:
     "Fold the adapter into the base weights. Raises ValueError when it is merged already, cannot be, or would leave nan or inf; nothing is changed then."
-    parts, done = mergeable(model, merged=False), []
-    for name, part in parts.items():
+    parts = mergeable(model, merged=False)
+    for part in parts.values():
         part.merge()
-        done.append(part)
-        if not part.base_layer.weight.isfinite().all():
-            for other in done:
-                other.unmerge()
-            raise ValueError(f"{name}: merged, its weight would hold nan or inf; has the training broken down, or is {part.weight.dtype} too narrow?")
+    if broken := [name for name, part in parts.items() if not part.weight.isfinite().all()]:
+        unmerge(model)
+        raise ValueError(f"{broken[0]}: merged, its weight would hold nan or inf; has the training broken down, or is {parts[broken[0]].weight.dtype} too narrow?")
 
 
 @torch.no_grad()
@@ -234,7 +230,7 @@ def unload(model: PreTrainedModel) -> PreTrainedModel:  # the same, changed in p
             part.take_off(model)
     for name, p in model.named_parameters():
         p.requires_grad_(model.trained_before[name])
-    del model.adapter_config, model.trained_before, model.frozen_base
+    del model.adapter_config, model.trained_before, model.frozen_base, model.silent
     return model
 
 # %% ../../nbs/6_peft/60_injection.ipynb #da307aec
@@ -249,42 +245,20 @@ def adapter_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:  # the mode
         raise ValueError("the model has no adapter: put one in with the `inject` of a method")
     return {name: p.detach() for name, p in model.named_parameters() if plain(name) not in model.frozen_base}
 
-# %% ../../nbs/6_peft/60_injection.ipynb #d222f201
-def ask(
-    model: PreTrainedModel,
-) -> Tensor:  # logits, or whatever comes first
-    "What a model answers to two tokens, the second the end of a text where it knows one."
-    words, config = model.get_input_embeddings().num_embeddings, model.config
-    named = {name: getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    named = {name: i[0] if isinstance(i, list) else i for name, i in named.items()}
-    word = next(i for i in range(words) if i not in named.values())
-    end = named["eos_token_id"]
-    ids = torch.tensor([[word, word if end is None or not 0 <= end < words else end]], device=model.device)
-    pair = {"decoder_input_ids": ids} if "decoder_input_ids" in inspect.signature(model.forward).parameters else {}
-    output = model(input_ids=ids, **pair)
-    return output.logits if "logits" in output else output[0]
-
 # %% ../../nbs/6_peft/60_injection.ipynb #d3cba49f
-@torch.no_grad()
 def check_reaches(
     model: PreTrainedModel,  # with an adapter just put in
 ) -> None:
-    "Raise ValueError, and take the adapter off again, unless the logits depend on it. Draws no random numbers; a model that cannot be asked with two tokens gets a warning."
+    "Raise ValueError, and take the adapter off again, unless the logits depend on it. A model that could not be asked before gets a warning."
+    name, method = type(model).__name__, model.adapter_config["peft_type"]
+    if model.silent:
+        return log.warning("not proved that the %s parts reach the logits: %s cannot be asked with two tokens (%s)", method, name, model.silent)
     whole = [f".{part}." for part in model.adapter_config["modules_to_save"]]
-    new = {name: p for name, p in adapter_state_dict(model).items() if not any(part in f".{name}" for part in whole)}
-    kept = {name: p.clone() for name, p in new.items()}
+    new = [p for name, p in adapter_state_dict(model).items() if not any(part in f".{name}" for part in whole)]
     try:
-        with evaluating(model):
-            before = ask(model)
-            for p in new.values():
-                p += torch.arange(1, p.numel() + 1, device=p.device).sin().view_as(p)
-            same = torch.equal(before, ask(model))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, StopIteration) as error:
-        log.warning("not proved that the %s parts reach the logits: %s cannot be asked with two tokens (%s)", model.adapter_config["peft_type"], type(model).__name__, error)
-        same = False
-    for name, p in new.items():
-        p.copy_(kept[name])
-    if same:
-        method = model.adapter_config["peft_type"]
+        reached, why = depends_on(model, new), f"the logits of {name} don't depend on what was put in, so it could learn nothing"
+    except SILENT as error:
+        reached, why = False, f"{name} cannot be asked with it any more ({error})"
+    if not reached:
         unload(model)
-        raise ValueError(f"{method}: the logits of {type(model).__name__} don't depend on what was put in, so it could learn nothing. Take other targets, or another method")
+        raise ValueError(f"{method}: {why}. Take other targets, or another method")

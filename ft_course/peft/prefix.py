@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from .injection import check_reaches, freeze_base, parts_to_save
-from .prompts import VirtualTokens, for_peft, from_file, ids_of, is_pair, places_of, room_beside, to_file
-from .prompts import reader as reader_of_words
+from ..model.inference import ids_of, is_pair
+from ..model.inference import reader as reader_of_words
+from .prompts import VirtualTokens, for_peft, from_file, places_of, room_beside, to_file
 
 # %% ../../nbs/6_peft/68_prefix.ipynb #32bc581d
 class PrefixEncoder(nn.Module):

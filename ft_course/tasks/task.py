@@ -20,7 +20,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..data import sources
 from ..model.checkpoints import check_labels, load_model, load_tokenizer, resolve, save_pretrained
-from ..model.inference import logits_of
+from ..model.inference import check_padding, logits_of
 from ..model.parameters import usable_places
 from ..theory.kinds import KINDS, PAIR, Kind, find_kind, imported, inputs_in, kind_of_head
 from ..training.learner import Callback, Learner, patch
@@ -137,6 +137,7 @@ def open_model(self: Task, model: str | Path, kind: str | None, labels: list[str
     self.labels = list(labels) if rename else [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
     self.model.config.id2label, self.model.config.label2id = dict(enumerate(self.labels)), {label: i for i, label in enumerate(self.labels)}
     self.tokenizer = load_tokenizer(model, words="tokens" in self.kind.inputs, revision=revision)
+    check_padding(self.model)
     for split in (self.data or {}).values():
         self.check_data(split)
 
