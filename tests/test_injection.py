@@ -66,6 +66,16 @@ def test_the_same_base_in_bfloat16_is_the_same(method, tmp_path):
         load_adapter(build("bert", seed=1).to(torch.bfloat16), tmp_path / "a")
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_base_is_its_names_and_shapes_too(exact):
+    def made(name, *shape):
+        part = nn.Module()
+        part.register_parameter(name, nn.Parameter(torch.arange(6.0).view(shape)))
+        return base_hash(part, exact)
+
+    assert made("a", 2, 3) == made("a", 2, 3) and len({made("a", 2, 3), made("b", 2, 3), made("a", 3, 2)}) == 3
+
+
 def test_folders_with_the_older_hash_open(tmp_path):
     model = trained(lora)
     save_adapter(model, tmp_path / "a")

@@ -1,6 +1,7 @@
 """Losses against torch and transformers: shapes, types, labels to skip, extreme logits, and gradients."""
 import math
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -293,6 +294,12 @@ def test_heads_are_read_as_transformers_reads_them(problem_type, outputs, name):
 def test_heads_that_answer_none_of_our_questions(problem_type, outputs):
     with pytest.raises(ValueError, match=f"problem_type '{problem_type}' with {outputs} outputs: known are"):
         kind_of_head(problem_type, outputs)
+
+
+def test_a_level_answer_is_no():
+    "A logit of zero is a probability of exactly one half, which is not above it; of equal logits the first counts."
+    assert KINDS["multilabel"].decode(np.array([0.0, -0.0, 1e-30, -1e-30])).tolist() == [0, 0, 1, 0]
+    assert KINDS["classify"].decode(np.array([[2.0, 2.0], [1.0, 2.0]])).tolist() == [0, 1]
 
 
 def test_a_number_is_read_off_one_output():

@@ -130,6 +130,12 @@ def test_peft_opens_a_run_by_itself_from_anywhere(data, tiny, tmp_path, monkeypa
     torch.testing.assert_close(theirs(**inputs).logits, task.model.eval()(**inputs).logits, rtol=1e-5, atol=1e-6)
 
 
+def test_an_adapter_run_is_no_base(data, tiny, tmp_path):
+    make("classify", data, tiny, "lora").save(tmp_path / "run")
+    with pytest.raises(ValueError, match="run holds an adapter, not a whole model: .*merge it first"):
+        TextClassification(data["classify"], tmp_path / "run", max_length=32)
+
+
 def test_a_base_that_moved_is_named_and_can_be_told(data, tiny, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny, base)

@@ -1,6 +1,7 @@
 """Every family of models from end to end: load, train, evaluate, predict, save, open elsewhere, resume, LoRA, merge. It works, or is refused by name before any work."""
 import json
 import logging
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -255,6 +256,23 @@ def test_a_tokenizer_of_another_model_is_refused(folder_of, tmp_path):
     grown.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="they don't belong together"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "t5"])
+def test_two_paddings_are_refused(family, folder_of, tmp_path):
+    folder = shutil.copytree(folder_of(family), tmp_path / family)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 7}))
+    with pytest.raises(ValueError, match=f"{family}: the tokenizer pads with .*number {config['pad_token_id']}, and config.json says pad_token_id=7: give both"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["{}", "no JSON", "[]"])
+def test_a_spoilt_tokenizer_is_named(text, folder_of, tmp_path):
+    folder = shutil.copytree(folder_of("bert"), tmp_path / "bert")
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match="bert: the files of its tokenizer can't be read .*Copy them anew"):
+        load_tokenizer(folder)
 
 
 def test_a_slow_tokenizer_is_refused(tmp_path, monkeypatch, folder_of):

@@ -593,6 +593,12 @@ def test_tables_in_another_scheme_score_as_in_iob2(tiny, names, tags):
     assert task.report(task.features("test"), ids, ids)["entity_f1"] == 1.0
 
 
+@pytest.mark.parametrize("labels", [["B-PER", "I-PER"], ["PER-B", "PER-I"], ["B-PER", "E-PER", "S-PER"], ["LABEL_0", "O"]])
+def test_labels_say_what_is_no_name(labels):
+    with pytest.raises(ValueError, match=r"the model's labels \[.*(have no O, for what is no name|are no tags such as B-PER): say what its"):
+        read_labels(labels)
+
+
 @pytest.mark.parametrize("name", SCHEMES)
 def test_labels_are_read_as_tags(name):
     tags = read_labels(SCHEMES[name])

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.alignment import glues_words, keep_apart
-from ..data.wordpiece import check_tokenizer, give_padding
+from ..data.wordpiece import check_tokenizer, give_padding, read_tokenizer
 from .files import CHECKSUMS, CorruptCheckpoint, check_weights, heal, quiet_transformers, save_pretrained, sha256, verify, write_extras
 from ..theory.kinds import KINDS, TEXTS, kind_of_head
 
@@ -120,9 +120,9 @@ def load_tokenizer(
                          "Copy the files from the model that this one was made from")
     with quiet_transformers():
         config = AutoConfig.from_pretrained(folder).get_text_config() if (folder / "config.json").exists() else None
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_tokenizer(folder)
         if words and glues_words(tokenizer):
-            spaced = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+            spaced = read_tokenizer(folder, add_prefix_space=True)
             tokenizer = keep_apart(tokenizer) if glues_words(spaced) else spaced
     check_tokenizer(tokenizer, getattr(config, "vocab_size", None), name)
     if words and glues_words(tokenizer):

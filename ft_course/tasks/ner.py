@@ -31,11 +31,13 @@ def read_labels(
 ) -> list[str]:  # the same as tags: "O", "B-PER", …; in the order of the labels
     "Read the labels of a model as tags, as `plain_tags` does. Raises ValueError that says what to do where they are none."
     try:
-        return plain_tags(labels)
+        if "O" in (tags := plain_tags(labels)):
+            return tags
+        why = f"{list(labels)} have no O, for what is no name"
     except ValueError:
-        strange = [label for label in labels if label != "O" and not PREFIXED.fullmatch(label)]
+        why = f"{[label for label in labels if label != 'O' and not PREFIXED.fullmatch(label)]} are no tags such as B-PER"
     wanted = ["O", *(f"I-{label}" for label in labels[1:3])]
-    raise ValueError(f"the model's labels {strange} are no tags such as B-PER: say what its {len(labels)} outputs mean, in their order, with labels={wanted}…")
+    raise ValueError(f"the model's labels {why}: say what its {len(labels)} outputs mean, in their order, with labels={wanted}…")
 
 # %% ../../nbs/5_tasks/52_ner.ipynb #5fb4ce7a
 def scheme_of(

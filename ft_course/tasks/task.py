@@ -56,6 +56,7 @@ def check_start(
         raise ValueError(f"no option {strange[0]!r}: there are kind, max_length, labels, seed, new_head and revision")
     if kind not in (None, *task.kinds):
         raise ValueError(f"kind={kind!r}: {type(task).__name__} does {', '.join(task.kinds)}")
+    refuse_adapter(model)
     if not isinstance(max_length, int) or max_length < 3:
         raise ValueError(f"max_length={max_length!r}: a whole number of tokens is wanted, at least 3")
     most = usable_places(AutoConfig.from_pretrained(resolve(model, opening.get("revision"))))
@@ -255,7 +256,7 @@ def refuse_adapter(
 ) -> None:
     "Raise ValueError where an adapter lies and no whole model."
     if (Path(folder) / "adapter_config.json").exists():
-        raise ValueError(f"{folder} holds an adapter, not a whole model: open it with ft_course.peft.tasks.open_run")
+        raise ValueError(f"{folder} holds an adapter, not a whole model: open it with ft_course.peft.tasks.open_run, or merge it first (merge_run, ft-course merge)")
 
 
 def kind_of(
