@@ -8,7 +8,6 @@ run's seed, validation and test sets the first so many of a fixed shuffle (DATA)
 (RATES) on the validation texts, for seed 0 and 500 examples; it is then used for all sizes and seeds.
 """
 from collections.abc import Iterator
-from functools import partial
 
 from common import read, versions, write
 
@@ -63,7 +62,7 @@ def run(data: str, start: str, frozen: int, n: int, epochs: int, lr: float, seed
     config = TrainingConfig(epochs=epochs, lr=lr, batch_size=16, freeze_layers=frozen, seed=seed)
     valid = task.features("validation")
     curve = ScoreCurve(valid, measure, UPDATES if n == max(SIZES) else ())
-    learner = Learner(task.model, task.features("train"), config=config, metric=partial(task.scores, valid), callbacks=[curve])
+    learner = Learner(task.model, task.features("train"), config=config, evaluator=task.validate, callbacks=[curve])
     learner.fit()
     reports = {split: task.evaluate(split) for split in ("validation", "test")}
     scores = {split: dict(score=r[measure], interval=r["interval"]) for split, r in reports.items()}

@@ -10,6 +10,7 @@ from command import ft_course, write_reviews
 from ft_course.app import claims, options, runs
 from ft_course.app.options import Options, flags
 from ft_course.model.files import beside
+from ft_course.tasks.task import Task
 
 
 def train(data, model, out, *more):
@@ -170,3 +171,21 @@ def test_a_run_that_died_before_its_first_state_starts_again(data, tiny, tmp_pat
     monkeypatch.undo()
     assert train(data, tiny, tmp_path / "run", "--resume").exit_code == 0
     assert "started with seed=0" in refused(train(data, tiny, tmp_path / "run", "--resume", "--seed", 1))
+
+
+# ---------------------------------------------------------------- scores
+
+def test_each_split_is_scored_once(data, tiny, tmp_path, monkeypatch):
+    "The report on the validation split is that of the last epoch, whole, with its interval."
+    scored, score = [], Task.score
+    monkeypatch.setattr(Task, "score", lambda task, features, shared=False: scored.append(features is task.encoded["test"]) or score(task, features, shared))
+    result = json.loads(train(data, tiny, tmp_path / "run", "--json").stdout)
+    assert scored == [False, True] and "interval" in result["model"]["validation"]
+
+
+def test_after_an_early_stop_the_report_is_that_of_the_best_weights(data, tiny, tmp_path):
+    more = ("--epochs", 9, "--early-stop", 1, "--lr", 0.05, "--batch-size", 4)
+    result = json.loads(train(data, tiny, tmp_path / "run", *more, "--json").stdout)
+    losses = [row["valid_loss"] for row in json.loads((tmp_path / "run/training.json").read_text())["history"]]
+    assert result["model"]["validation"]["loss"] == min(losses) < losses[-1]
+    assert json.loads(ft_course("evaluate", tmp_path / "run", "--data", data, "--split", "validation", "--json").stdout) == result["model"]["validation"]

@@ -1,10 +1,15 @@
 """What every command shares: reports and answers for people, lines that come in, codes that go out."""
+import io
+import os
+import sys
+import time
+
 import pytest
 import typer
 from command import ft_course  # noqa: F401  (sets up what the commands need)
 from typer.testing import CliRunner
 
-from ft_course.app.terminal import Commands, Elsewhere, headline, in_pairs, readable, report_rows
+from ft_course.app.terminal import Commands, Elsewhere, counted, headline, in_pairs, patience, readable, report_rows
 from ft_course.training.metrics import classification_report, entity_report
 from ft_course.training.scores import multilabel_report, regression_report
 
@@ -56,3 +61,38 @@ def test_of_several_processes_one_speaks(rank, error, code, said, monkeypatch):
 
     done = CliRunner().invoke(toy, ["fall"])
     assert (done.exit_code, done.stderr.strip()) == (code, said)
+
+
+# ---------------------------------------------------------------- waiting
+
+class Screen(io.StringIO):
+    "A terminal, as far as a program can tell."
+
+    def isatty(self):
+        return True
+
+
+def waited(screen, monkeypatch) -> str:
+    "What stood on it while something was done."
+    monkeypatch.setattr(sys, "stderr", screen)
+    with patience("reading reviews", seconds=0):
+        for _ in range(200 if screen.isatty() and "RANK" not in os.environ else 5):
+            if "reading reviews: 00:0" in screen.getvalue():
+                break
+            time.sleep(0.05)
+    return screen.getvalue()
+
+
+def test_a_wait_is_shown_on_a_terminal_by_the_first_process(monkeypatch):
+    assert "reading reviews: 00:0" in waited(Screen(), monkeypatch)
+    assert waited(io.StringIO(), monkeypatch) == ""
+    monkeypatch.setenv("RANK", "1")
+    assert waited(Screen(), monkeypatch) == ""
+
+
+@pytest.mark.parametrize("stdout, stderr, shown", [(io.StringIO, Screen, True), (Screen, Screen, False), (io.StringIO, io.StringIO, False)])
+def test_answers_are_counted_where_nobody_sees_them(stdout, stderr, shown, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stderr())
+    monkeypatch.setattr(sys, "stdout", stdout())
+    assert list(counted(iter("abc"), 3, seconds=0)) == ["a", "b", "c"]
+    assert ("0/3" in sys.stderr.getvalue()) == shown and not sys.stdout.getvalue()

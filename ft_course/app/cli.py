@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import typer
 
 from .options import Options, flags
-from .terminal import AsJson, Commands, check_words, first_process, headline, in_pairs, listen
+from .terminal import AsJson, Commands, check_words, counted, first_process, headline, in_pairs, listen
 from .terminal import read_lines, readable, show_report, show_table, tell
 
 # %% ../../nbs/A_app/A5_cli.ipynb #30ff0bec
@@ -184,10 +184,10 @@ def predict_command(
     from ft_course.app.runs import reopen
     from ft_course.training.updates import in_groups
     task, size = reopen(run, base, device), 1 if sys.stdin.isatty() else 64
-    texts = check_words(texts) if texts else read_lines(sys.stdin.buffer)
-    for batch in in_groups(in_pairs(texts) if len(task.inputs or ()) == 2 else texts, size):
-        for answer in task.predict(batch):
-            typer.echo(json.dumps(answer, ensure_ascii=False) if as_json else readable(answer))
+    total, texts = len(texts) if texts else None, check_words(texts) if texts else read_lines(sys.stdin.buffer)
+    groups = in_groups(in_pairs(texts) if len(task.inputs or ()) == 2 else texts, size)
+    for answer in counted((answer for group in groups for answer in task.predict(group)), total):
+        typer.echo(json.dumps(answer, ensure_ascii=False) if as_json else readable(answer))
 
 # %% ../../nbs/A_app/A5_cli.ipynb #7d0640a6
 New = Annotated[Path, typer.Argument(metavar="OUT", help="New folder.", file_okay=False, show_default=False)]
@@ -230,3 +230,7 @@ def instructor_command(out: New):
 def main() -> None:
     "Entry point of `ft-course`."
     app(prog_name="ft-course")
+
+
+if __name__ == "__main__" and __spec__:
+    main()

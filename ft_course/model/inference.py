@@ -9,6 +9,7 @@ __all__ = ['SILENT', 'evaluating', 'padding_of', 'batches', 'run', 'without_padd
 
 # %% ../../nbs/3_model/35_inference.ipynb #2c59efd6
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from tqdm import tqdm
 
 from ..data.batching import LengthBucketSampler, collate
 from ..data.columns import lengths_of, take
@@ -72,11 +74,14 @@ def run(
     "Ask a model about every example, in batches of like length. Raises ValueError as `padding_of` and `batches` do."
     fill = padding_of(model, pad_token_id, needed=len(set(lengths_of(features))) > 1)
     device = next(model.parameters()).device
-    for indices, batch in batches(features, batch_size, fill):
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        with evaluating(model):
-            output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-        yield indices, batch, output
+    hidden = None if os.environ.get("RANK", "0") == "0" else True  # None: where standard error is no terminal
+    with tqdm(total=len(features), desc="asking the model", unit="example", delay=2, leave=False, disable=hidden) as bar:
+        for indices, batch in batches(features, batch_size, fill):
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with evaluating(model):
+                output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+            yield indices, batch, output
+            bar.update(len(indices))
 
 # %% ../../nbs/3_model/35_inference.ipynb #44c12670
 def without_padding(

@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import datasets
@@ -23,8 +22,8 @@ from ..model.checkpoints import check_labels, load_model, load_tokenizer, resolv
 from ..model.inference import check_padding, logits_of
 from ..model.parameters import usable_places
 from ..theory.kinds import KINDS, PAIR, Kind, find_kind, imported, inputs_in, kind_of_head
-from ..training.learner import Callback, Learner, patch
-from ..training.updates import TrainingConfig
+from ..training.learner import Callback, Learner, gather, patch
+from ..training.updates import TrainingConfig, processes
 
 # %% ../../nbs/5_tasks/50_task.ipynb #d1f20086
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ class Task:
         **opening,  # of `load_model`: new_head, revision
     ):
         check_start(self, model, kind, max_length, opening)
-        self.seed, self.max_length, self.learned, self.encoded, self.inputs = seed, max_length, None, {}, None
+        self.seed, self.max_length, self.learned, self.validated, self.encoded, self.inputs = seed, max_length, None, None, {}, None
         self.training = {"task": None, "data": None, "model": str(model), "max_length": max_length, "seed": seed}
         self.data = self.open_data(data, kind)
         self.open_model(model, kind, labels, **opening)
@@ -182,8 +181,8 @@ def learner(
     "A learner that trains `self.model` in place on the training split and scores it on the validation split, where there is one."
     config = replace(config or TrainingConfig(**{**self.defaults, "seed": self.seed}), **fields)
     train, valid = self.features("train"), self.features("validation") if "validation" in self.data else []
-    self.learned = Learner(self.model, train, valid, config, loss_func=self.kind.loss, decode=self.kind.decode,
-                           metric=partial(self.scores, valid), callbacks=callbacks, pad_token_id=self.tokenizer.pad_token_id)
+    self.learned = Learner(self.model, train, valid, config, loss_func=self.kind.loss, evaluator=self.validate,
+                           callbacks=callbacks, pad_token_id=self.tokenizer.pad_token_id)
     return self.learned
 
 # %% ../../nbs/5_tasks/50_task.ipynb #7e82df3c
@@ -206,33 +205,48 @@ def answers(self: Task, feature: dict, logits: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/5_tasks/50_task.ipynb #af5cc6a5
 @patch
-def scores(self: Task, features: list[dict], labels: tuple, predictions: tuple) -> dict[str, float]:
-    "The single numbers of a report: what a history keeps."
-    return {k: v for k, v in self.report(features, labels, predictions).items() if isinstance(v, float)}
-
-
-@patch
 def reported(self: Task, features: list[dict], found: dict[int, np.ndarray]) -> dict:
     "The report on answers by the number of the example."
     asked = [features[i] for i in sorted(found)]
     return self.report(asked, tuple(map(self.truth, asked)), tuple(found[i] for i in sorted(found)))
 
+
+@patch
+def rows(self: Task, features: list[dict], mine: list[int]) -> Iterator[tuple[int, float, int, np.ndarray]]:
+    "Of each of my examples: its number, the sum of its losses, its labels, the answer to each of them."
+    for number, logits in self.logits([features[i] for i in mine]):
+        answer = torch.tensor(features[mine[number]]["labels"], dtype=self.kind.dtype)
+        loss, count = self.kind.loss(torch.from_numpy(logits)[None], answer[None])
+        yield mine[number], loss.item(), count, self.answers(features[mine[number]], logits)
+
 # %% ../../nbs/5_tasks/50_task.ipynb #9bd12972
+@patch
+def score(self: Task, features: list[dict], shared: bool = False) -> dict:
+    "Loss and report. Raises ValueError where there is nothing to score. With `shared` all processes call it, and each does some of the texts, with all their windows."
+    if not features:
+        raise ValueError("no rows to evaluate")
+    rank, world = processes() if shared else (0, 1)
+    mine = [i for i, feature in enumerate(features) if feature.get("text_number", i) % world == rank]
+    found = sorted(gather(list(self.rows(features, mine))) if shared else self.rows(features, mine), key=lambda row: row[0])
+    loss, labels = sum(row[1] for row in found), sum(row[2] for row in found)
+    return {"loss": loss / max(1, labels)} | self.reported(features, {i: answer for i, *_, answer in found})
+
+
+@patch
+def validate(self: Task, features: list[dict], shared: bool = False) -> dict[str, float]:
+    "The single numbers of a report, which a history keeps; the whole of the last one stays in `self.validated`."
+    self.validated = self.score(features, shared)
+    return {k: v for k, v in self.validated.items() if isinstance(v, float)}
+
+
 @patch
 def evaluate(
     self: Task,
     split: str | datasets.Dataset = "test",  # a split of the data, or another table with answers
+    shared: bool = False,  # True: all processes call this together, and share the work
 ) -> dict:  # "loss", and the report
     "Score the model. Raises ValueError where there are no rows."
-    features = self.features(split) if isinstance(split, str) else self.encode(self.open_split(split))
-    total, labels, found = 0.0, 0, {}
-    for i, logits in self.logits(features):
-        answer = torch.tensor(features[i]["labels"], dtype=self.kind.dtype)
-        loss, count = self.kind.loss(torch.from_numpy(logits)[None], answer[None])
-        total, labels, found[i] = total + loss.item(), labels + count, self.answers(features[i], logits)
-    if not found:
-        raise ValueError(f"no rows to evaluate in {split if isinstance(split, str) else 'the table'}")
-    return {"loss": total / max(1, labels)} | self.reported(features, found)
+    return self.score(self.features(split) if isinstance(split, str) else self.encode(self.open_split(split)), shared)
 
 # %% ../../nbs/5_tasks/50_task.ipynb #ab0b651c
 @patch

@@ -265,6 +265,7 @@ class Learner:
     loss_func: Callable = cross_entropy  # (logits, labels) -> (sum, count)
     decode: Callable = highest  # NumPy logits of one example -> its predictions
     metric: Callable | None = None  # (labels, predictions), an array an example -> dict of numbers
+    evaluator: Callable | None = None  # (features, shared) -> dict of numbers, in place of `evaluate_model` with the three above
     callbacks: Iterable[Callback] = ()  # asked in this order
     pad_token_id: int | None = None  # None: that of `model.config`
     device: str | torch.device | None = None  # None: the accelerator that torch finds, else the CPU
@@ -372,11 +373,12 @@ def evaluate(
     features: list[dict] | None = None,  # None: the validation data
     shared: bool = False,  # True: all processes call this together, and each scores some of the batches
 ) -> dict:  # loss, and what the metric gives
-    "Loss and metric, as `evaluate_model` gives them; then the event `after_evaluate`."
+    "Loss and metric, as `evaluate_model` gives them, or what the `evaluator` gives; then the event `after_evaluate`."
+    features, shared = self.valid if features is None else features, shared and self.parallel == "ddp"
+    ask = self.evaluator or partial(evaluate_model, self.model, loss_func=self.loss_func, decode=self.decode, metric=self.metric,
+                                    batch_size=self.config.batch_size * 2, pad_token_id=self.pad_token_id)
     with low_precision(self):
-        self.evaluation = evaluate_model(
-            self.model, self.valid if features is None else features, self.loss_func, self.decode, self.metric,
-            self.config.batch_size * 2, self.pad_token_id, shared and self.parallel == "ddp")
+        self.evaluation = ask(features, shared=shared)
     tell(self, "after_evaluate")
     return self.evaluation
 
