@@ -173,6 +173,21 @@ def test_a_run_that_died_before_its_first_state_starts_again(data, tiny, tmp_pat
     assert "started with seed=0" in refused(train(data, tiny, tmp_path / "run", "--resume", "--seed", 1))
 
 
+def test_a_run_that_died_while_it_noted_its_options_starts_again(data, tiny, tmp_path, monkeypatch):
+    real = Path.replace
+
+    def fall(path, target):
+        if Path(target).name == "options.json":
+            raise ValueError("killed")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", fall)
+    assert train(data, tiny, tmp_path / "new" / "run").exit_code == 2
+    monkeypatch.undo()
+    assert train(data, tiny, tmp_path / "new" / "run", "--resume").exit_code == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run"]
+
+
 # ---------------------------------------------------------------- scores
 
 def test_each_split_is_scored_once(data, tiny, tmp_path, monkeypatch):

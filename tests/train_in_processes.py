@@ -1,5 +1,6 @@
 """Short runs, alone and in several processes; the first process writes what came out of them."""
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from safetensors.torch import save_file
 from tiny import tiny_features, tiny_model
 
 from ft_course.model.parameters import weights
-from ft_course.training.callbacks import CSVLogger, EarlyStopping
+from ft_course.training.callbacks import CSVLogger, EarlyStopping, Interruptible
 from ft_course.training.learner import Callback, CancelFit, Learner
 from ft_course.training.resuming import SaveState, resume
 from ft_course.training.updates import TrainingConfig
@@ -31,6 +32,19 @@ class Watch(Callback):
         self.norms.append(self.learner.grad_norm)
         if self.learner.updates == self.stop:
             raise CancelFit
+
+
+class Ask(Callback):
+    "The last process is asked to stop, in the middle of its third update; of several, once more a moment later, and it waits for the others all the same."
+
+    def after_loss(self):
+        if self.learner.updates == 2 and self.learner.rank == self.learner.world - 1 and not self.asked:
+            self.asked = True
+            for _ in range(min(2, self.learner.world)):
+                signal.raise_signal(signal.SIGTERM)
+
+    def before_fit(self):
+        self.asked = False
 
 
 def with_a_pooler(task):
@@ -79,9 +93,22 @@ def main(folder: Path) -> None:
             report(again.fit(), watch, folder / f"{name}-resumed.safetensors")
 
 
+def stopped(folder: Path) -> None:
+    "A run that is asked to stop, and taken up again."
+    try:
+        learner_of("ner", [Ask(), EarlyStopping(5), SaveState(folder / "asked"), Interruptible()]).fit()
+    except KeyboardInterrupt:
+        watch = Watch()
+        again = learner_of("ner", [watch, EarlyStopping(5)])
+        place = resume(again, folder / "asked")
+        assert place.name == "step-00000003", place
+        report(again.fit(), watch, folder / "ner-asked.safetensors")
+
+
 def work(rank: int, world: int, port: int, folder: Path) -> None:
     "One process of several, as torchrun would start it."
     torch.set_num_threads(1)
     if world > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     main(folder)
+    stopped(folder)

@@ -20,6 +20,7 @@ from .claims import claim, together
 from .options import Options, check_device, check_options, training_fields
 from .terminal import patience
 from ..data.sources import load, load_split
+from ..model.files import beside
 from ..peft.tasks import adapt, open_run
 from ..tasks.task import Task
 from ..theory.kinds import TEXTS, find_kind, imported
@@ -112,8 +113,9 @@ def begin_training(
     if go_on:
         resume(learner, run)
     elif learner.rank == 0:
-        (run / "options.new").write_text(json.dumps(asdict(options)), encoding="utf-8")
-        (run / "options.new").replace(run / "options.json")
+        note = beside(run, "options")  # in the folder, half of it would be in the way of the next start
+        note.write_text(json.dumps(asdict(options)), encoding="utf-8")
+        note.replace(run / "options.json")
     return learner
 
 # %% ../../nbs/A_app/A4_runs.ipynb #6173af04

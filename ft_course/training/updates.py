@@ -220,7 +220,9 @@ def processes() -> tuple[int, int]:  # (rank of this process, how many there are
     if "RANK" in os.environ and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        store, rank, world = next(dist.rendezvous("env://"))
+        life = dist.PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", store=life, rank=rank, world_size=world)
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 # %% ../../nbs/4_training/40_updates.ipynb #0ec00af9
