@@ -275,10 +275,9 @@ class Learner:
         self.rank, self.world = processes()
         self.config, self.device = self.config or TrainingConfig(), torch.device(self.device or pick_device())
         self.model, self.net, self.optimizer = self.model.to(self.device), None, None  # `prepare` makes the other two
-        lengths = lengths_of(self.train)
-        self.pad_token_id = padding_of(self.model, self.pad_token_id, needed=len(set(lengths)) > 1)
+        self.sampler = LengthBucketSampler(lengths_of(self.train), self.config.batch_size, self.config.seed)
+        self.pad_token_id = padding_of(self.model, self.pad_token_id, needed=len(set(self.sampler.lengths)) > 1)
         self.callbacks = [c for c in self.callbacks if self.rank == 0 or not c.main_only]
-        self.sampler = LengthBucketSampler(lengths, self.config.batch_size, self.config.seed)
         self.updates = self.epoch = self.loss_sum = self.label_count = 0
         self.losses, self.history = [], []  # a number an update, a row an epoch
 
