@@ -43,7 +43,7 @@ def peft_gradients(model) -> dict[str, torch.Tensor]:
     return {spell(name): p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-6), (torch.float64, 1e-13)], ids=["float32", "float64"])
+@pytest.mark.parametrize("dtype, close", [(torch.float32, 2e-6), (torch.float64, 1e-13)], ids=["float32", "float64"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_gradients_are_those_of_peft(name, kind, dtype, close, tmp_path):

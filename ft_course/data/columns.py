@@ -54,7 +54,8 @@ def flat(items: list) -> np.ndarray | None:
     except ValueError:
         return None
     fits = values.ndim == 1 and (values.dtype.kind in "bif" or narrow(values).dtype.kind == "u" and narrow(values).itemsize < 8)
-    return narrow(values) if fits else None
+    exact = values.dtype.kind != "f" or all(abs(item) <= 2**53 for item in items if isinstance(item, int))
+    return narrow(values) if fits and exact else None
 
 def pack(rows: Sequence) -> Column:
     "Make a column of rows: numbers, lists of numbers, lists with None among numbers from 0 on, or anything."
