@@ -295,6 +295,17 @@ def test_every_family_has_defaults_and_answers_as_in_peft(kind, tmp_path):
     assert not torch.allclose(model(ids).logits, fresh()(ids).logits, atol=1e-3)
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ".*query", ("query",)], ids=str)
+def test_layers_that_are_none_of_torchs_are_no_targets(targets):
+    "I-BERT has whole numbers in layers of its own."
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("ibert", **WIDE))
+    before = state(model)
+    for method in (lora, ia3, adapters):
+        with pytest.raises(ValueError, match="target_modules: IBertForSequenceClassification has no linear layers"):
+            method.inject(model, target_modules=targets)
+    assert state(model) == before
+
+
 def test_a_family_without_layers_for_queries_is_refused_by_name():
     model = zoo("xlnet", AutoModelForSequenceClassification)
     for method in (lora, ia3, adapters):

@@ -96,6 +96,8 @@ def matching(
 ) -> list[str]:  # addresses, in the order of the model
     "The layers that targets name, heads excepted. Raises ValueError for a target that names none, with names that exist, and for one with a tied weight."
     names = linear_layers(model, apart)
+    if not names:
+        raise ValueError(f"target_modules: {type(model).__name__} has no linear layers of torch's outside of its head: take another method")
     if targets == "all-linear":
         found = [name for name in names if model.get_submodule(name) is not model.get_output_embeddings()]
     else:
