@@ -20,7 +20,8 @@ matplotlib.use("Agg")
 from ft_course.model.parameters import weights
 from ft_course.training.callbacks import (CSVLogger, EarlyStopping, Interruptible, KeepBest, LiveCurve, ProgressBar, TensorBoard,
                                           copied, epochs_since_best, smooth)
-from ft_course.training.learner import Callback, CancelFit, Learner, load_state_of, state_of
+from ft_course.training.learner import Callback, CancelFit, Learner
+from ft_course.training.resuming import load_state_of, state_of
 from ft_course.training.updates import TrainingConfig
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ft_course.model.inference import run
-from ft_course.training import updates
+from ft_course.training import processes
 from ft_course.training.learner import Learner, prepare
 from ft_course.training.updates import TrainingConfig, pick_device
 
@@ -88,4 +88,4 @@ def test_the_device_that_torch_finds_is_taken(found, rank, device, monkeypatch):
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "meta"])
 def test_totals_are_added_where_64_bits_are(device):
-    assert updates.add_up([(1.5, 2), (0.25, 1)], torch.device(device)) == (1.75, 3)
+    assert processes.add_up([(1.5, 2), (0.25, 1)], torch.device(device)) == (1.75, 3)

@@ -18,8 +18,11 @@ from ft_course.model.inference import evaluating
 from ft_course.theory.kinds import as_it_is
 from ft_course.theory.losses import cross_entropy, mean_squared_error
 from ft_course.theory.schedules import SCHEDULES
-from ft_course.training.learner import EVENTS, VERBS, Callback, CancelFit, Learner, evaluate_model, load_state_of, share, state_of, prepare
-from ft_course.training.updates import NonFiniteLoss, TrainingConfig, add_up, pick_device, processes, seed_update, set_lr
+from ft_course.training.evaluation import evaluate_model
+from ft_course.training.learner import EVENTS, VERBS, Callback, CancelFit, Learner
+from ft_course.training.processes import add_up, processes, seed_update, share
+from ft_course.training.resuming import load_state_of, state_of
+from ft_course.training.updates import NonFiniteLoss, TrainingConfig, pick_device, set_lr
 
 torch.set_num_threads(1)
 HUGE = 1e9  # a norm that nothing is clipped to
@@ -327,8 +330,9 @@ def test_each_process_takes_its_own_card(monkeypatch):
     done = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", done.append)
-    monkeypatch.setattr(torch.distributed, "init_process_group", done.append)
-    assert processes() == (0, 1) and done == [1, "nccl"]
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda where: iter([(torch.distributed.HashStore(), 1, 2)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, store, rank, world_size: done.extend([backend, rank, world_size]))
+    assert processes() == (0, 1) and done == [1, "nccl", 1, 2]
 
 
 def test_a_batch_goes_where_the_model_is():

@@ -99,7 +99,9 @@ def imports(source: str) -> list[str]:
     return [name.removeprefix("ft_course.") for name in found]
 
 
-AHEAD = {"peft.files", "data.formats", "data.annotations", "data.public", "data.splits", "data.tables", "data.columns", "data.readers"}  # 24 and 26 to 2B take apart, for those who want to know, what 21 to 23 use
+# 24 and 26 to 2B take apart, for those who want to know, what 21 to 23 use; 49 and 4A what 42 uses, 44 what 43 shows of callbacks
+AHEAD = {"peft.files", "training.processes", "training.evaluation", "training.resuming", "data.formats", "data.annotations", "data.public", "data.splits",
+         "data.tables", "data.columns", "data.readers"}
 
 
 @each_lesson

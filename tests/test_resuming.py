@@ -18,8 +18,8 @@ from transformers import BertConfig, BertForTokenClassification
 from ft_course.model.files import CorruptCheckpoint
 from ft_course.model.parameters import weights
 from ft_course.training.callbacks import Interruptible
-from ft_course.training.learner import Callback, Learner, load_state_of, state_of
-from ft_course.training.resuming import SaveState, latest, load_state, read_tensors, resume, save_state, saved_states
+from ft_course.training.learner import Callback, Learner
+from ft_course.training.resuming import SaveState, latest, load_state, load_state_of, read_tensors, resume, save_state, saved_states, state_of
 from ft_course.training.updates import TrainingConfig
 
 CONFIG = TrainingConfig(epochs=3, lr=2e-3, batch_size=4, gradient_accumulation_steps=2, schedule="cosine")

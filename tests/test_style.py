@@ -22,6 +22,8 @@ NO_PICTURE = {
     "2_data/29_tables": "cells become rows with names: what there is to see is text",
     "2_data/2B_readers": "brackets, marks and numbers become rows with names: what there is to see is text",
     "4_training/40_updates": "its subject is that two numbers are equal; the pictures of schedules and clipping are in 17",
+    "4_training/49_processes": "its subject is that several processes equal one: what there is to see are two equal numbers",
+    "4_training/4A_evaluation": "sums and counts of six examples, which the page prints; the curves of scores are in 42 and 43",
     "5_tasks/50_task": "it joins parts that have their pictures in 22, 41 and 42; the tasks' own are in 51 and 52",
     "6_peft/60_injection": "names, places and files: what changes is in lists, which the page prints",
     "6_peft/6A_files": "names, hashes and settings: the lists on the page are what there is to see",

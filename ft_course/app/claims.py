@@ -7,7 +7,6 @@ __all__ = ['ERRORS', 'together', 'lock_of', 'try_place', 'check_run', 'claim']
 
 # %% ../../nbs/A_app/A3_claims.ipynb #b6309850
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from .options import FREE, Options
 from .terminal import Elsewhere
 from ..model.files import beside, heal
-from ..training.updates import processes
+from ..training.processes import processes
 
 # %% ../../nbs/A_app/A3_claims.ipynb #c9ea1b2f
 ERRORS = (ValueError, OSError, ArithmeticError, ImportError, SafetensorError)  # what a user can put right

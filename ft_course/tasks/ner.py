@@ -16,14 +16,14 @@ import datasets
 import numpy as np
 
 from ..data.alignment import cut_report, encode_sentences, entities, split_words, words_from_tokens
-from ..data.tags import PREFIXED, SCHEMES, entity_types, plain_tags, spans, tags_from_spans
+from ..data.tags import PREFIXED, entity_types, plain_tags, spans, tags_from_spans
 from ..model.checkpoints import check_labels
 from .sentiment import softmax
 from .task import Task, check_texts, label_names
 from ..theory.kinds import KINDS
 from ..theory.losses import IGNORE
 from ..training.metrics import entity_report
-from ..training.learner import patch
+from ..training.updates import patch
 
 # %% ../../nbs/5_tasks/52_ner.ipynb #04a040d2
 def read_labels(

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from ..data.alignment import encode_texts
 from .task import Task, check_texts, label_names
 from ..theory.kinds import PAIR, TEXTS, imported
-from ..training.learner import patch
+from ..training.updates import patch
 
 # %% ../../nbs/5_tasks/51_sentiment.ipynb #90b934ee
 def softmax(

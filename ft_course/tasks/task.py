@@ -15,15 +15,16 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
 from ..data import sources
 from ..model.checkpoints import check_labels, load_model, load_tokenizer, resolve, save_pretrained
 from ..model.inference import check_padding, logits_of
 from ..model.parameters import usable_places
 from ..theory.kinds import KINDS, PAIR, Kind, find_kind, imported, inputs_in, kind_of_head
-from ..training.learner import Callback, Learner, gather, patch
-from ..training.updates import TrainingConfig, processes
+from ..training.learner import Callback, Learner
+from ..training.processes import gather_rows, processes
+from ..training.updates import TrainingConfig, patch
 
 # %% ../../nbs/5_tasks/50_task.ipynb #d1f20086
 log = logging.getLogger(__name__)
@@ -227,7 +228,7 @@ def score(self: Task, features: list[dict], shared: bool = False) -> dict:
         raise ValueError("no rows to evaluate")
     rank, world = processes() if shared else (0, 1)
     mine = [i for i, feature in enumerate(features) if feature.get("text_number", i) % world == rank]
-    found = sorted(gather(list(self.rows(features, mine))) if shared else self.rows(features, mine), key=lambda row: row[0])
+    found = sorted(gather_rows(list(self.rows(features, mine))) if shared else self.rows(features, mine), key=lambda row: row[0])
     loss, labels = sum(row[1] for row in found), sum(row[2] for row in found)
     return {"loss": loss / max(1, labels)} | self.reported(features, {i: answer for i, *_, answer in found})
 

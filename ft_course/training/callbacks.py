@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from .learner import Callback, CancelFit, Learner, patch
-from .updates import anyone, changing, restore
+from .learner import Callback, CancelFit, Learner
+from .processes import anyone
+from .updates import changing, patch, restore
 
 # %% ../../nbs/4_training/43_callbacks.ipynb #5b7241ba
 def epochs_since_best(
