@@ -11,13 +11,14 @@ from ft_course.data.batching import collate
 from ft_course.data.sources import load
 from ft_course.peft.tasks import HEAD_LR, METHODS
 from ft_course.tasks.ner import NER
-from ft_course.tasks.sentiment import TextClassification
+from ft_course.tasks.sentiment import LONG, TextClassification
 from ft_course.theory.losses import cross_entropy
 
 sys.path.insert(0, str(ROOT / "bench"))
 import comparison  # noqa: E402
 import curves  # noqa: E402
 import demo  # noqa: E402
+import long  # noqa: E402
 import overfitting  # noqa: E402
 import pretrained  # noqa: E402
 import runs  # noqa: E402
@@ -184,3 +185,8 @@ def test_lessons_need_only_what_comes_before():
     order = [lesson.name for lesson in lessons()]
     for lesson in lessons():
         assert all(before in order and (before[0] < lesson.name[0] or order.index(before) < order.index(lesson.name)) for before in needs(lesson))
+
+
+def test_ways_to_read_long_texts_were_compared_by_this_plan():
+    assert read["long"]["about"] == long.about()
+    assert set(read["long"]["runs"]) == {f"{way} {seed}" for way in LONG for seed in long.SEEDS}
