@@ -10,7 +10,6 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from zoo import zoo
 
 from ft_course.model.inference import batches, evaluating, logits_of, padding_of, run, states_of
-from ft_course.training import updates
 
 LENGTHS = [3, 9, 5, 9, 4, 7]
 DECODERS = ["gpt2", "opt", "llama", "qwen2", "bloom"]
@@ -109,7 +108,6 @@ def test_an_error_inside_gives_the_model_back():
         assert not any(part.training for part in model.modules()) and not torch.is_grad_enabled()
         raise RuntimeError
     assert all(part.training for part in model.modules()) and torch.is_grad_enabled()
-    assert updates.evaluating is evaluating
 
 
 class Plain(nn.Module):
