@@ -24,8 +24,8 @@ import time
 from functools import cache
 from pathlib import Path
 
-from common import QUIET, RESULTS, fill, read, versions, write
 import numpy as np
+from common import QUIET, RESULTS, fill, read, versions, write
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 

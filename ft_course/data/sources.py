@@ -246,5 +246,6 @@ def from_dataset_dict(data: datasets.DatasetDict, task: str | None = None, **col
     account.warnings += degenerate(splits)
     made = build(splits, kind, account)
     same = made.keys() == data.keys() and not account.dropped and all(made[split].features == data[split].features for split in made)
-    account.tell(next(iter(made.values())).info.description) if not same or not next(iter(data.values())).info.description.startswith("read ") else None
+    if not (same and next(iter(data.values())).info.description.startswith("read ")):
+        account.tell(next(iter(made.values())).info.description)
     return data if same and not account.changes else made
